@@ -1,0 +1,33 @@
+"What several tests share: a small trained network with heads, and the real CIFAR-10 where it is at hand."
+import subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+
+TOP = Path(__file__).resolve().parent.parent
+UNPACK = TOP.parent/'shared'/'data'/'unpack.py'
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'real: needs the real CIFAR-10 beside the checkout (../shared/data)')
+
+
+@pytest.fixture(scope='session')
+def cifar_root(tmp_path_factory):
+    "A folder with the real CIFAR-10."
+    if not UNPACK.exists(): pytest.skip(f'the real CIFAR-10 is not at hand: there is no {UNPACK}')
+    root = tmp_path_factory.mktemp('data')
+    subprocess.run([sys.executable, UNPACK, root, 'cifar10'], check=True, stdout=subprocess.DEVNULL)
+    return root
+
+
+@pytest.fixture(scope='session')
+def trained_digits():
+    "VGG-6 (d = 4) trained on the digits, its data, and a head on every layer."
+    from dlmech.data import Batches, get_data
+    from dlmech.model import get_model, get_recipe, train, vgg_layers
+    from dlmech.probe import PROBE_RECIPES, train_heads
+    data, net, paths = get_data('digits'), get_model('vgg6', 10, d=4), vgg_layers('vgg6')
+    train(net, data, get_recipe('fast', 'vgg6', data), torch.device('cpu'))
+    heads = train_heads(net.eval(), paths, Batches(data.train, 50, shuffle=True, shift=4), 10, PROBE_RECIPES['fast'])
+    return net, heads, data

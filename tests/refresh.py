@@ -1,0 +1,43 @@
+"""Make what is made: run every notebook so that it is committed with its outputs, clean, export, and write README.md from nbs/index.ipynb.
+
+    python tests/refresh.py                 the README alone
+    python tests/refresh.py 03_filter …     run these notebooks first (all: every one but those that need data fetched before)
+"""
+import subprocess, sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+TOP = Path(__file__).resolve().parent.parent
+NBS = TOP/'nbs'
+
+
+def readme() -> str:
+    "README.md as nbs/index.ipynb says it: hidden cells dropped, pictures by their place in the repository."
+    nb = nbformat.read(NBS/'index.ipynb', 4)
+    nb.cells = [c for c in nb.cells if not c.source.startswith('#| hide')]
+    for i, c in enumerate(nb.cells): # of a cell that begins with echo: false only what it says is kept
+        if c.source.startswith('#| echo: false'): nb.cells[i] = nbformat.v4.new_markdown_cell(c.outputs[0].data['text/markdown'])
+    nb.metadata['language_info'] = {'name': 'python'}
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    return '<!-- made from nbs/index.ipynb by tests/refresh.py -->\n\n' + text.replace('](images/', '](nbs/images/').strip() + '\n'
+
+
+def execute(name: str):
+    "Runs a notebook where JupyterLab would; progress bars are not kept."
+    from nbclient import NotebookClient
+    path = NBS/f'{name}.ipynb'
+    nb = nbformat.read(path, 4)
+    NotebookClient(nb, timeout=3600, resources={'metadata': {'path': NBS}}).execute()
+    for c in nb.cells:
+        if c.cell_type == 'code': c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
+    nbformat.write(nb, path)
+
+
+if __name__ == '__main__':
+    names = sys.argv[1:]
+    if names == ['all']: names = [p.stem for p in sorted(NBS.glob('*.ipynb')) if 'skip_exec: true' not in p.read_text()]
+    for name in names: print(name, flush=True); execute(name)
+    for tool in ('nbdev_clean', 'nbdev_export'): subprocess.run([tool], cwd=TOP, check=True)
+    (TOP/'README.md').write_text(readme())
