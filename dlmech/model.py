@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'HIDDEN_FC', 'RECIPES', 'ZOO', 'conv_layer', 'VGG', 'get_model', 'vgg_layers', 'layer_numbers', 'evaluating',
-           'TrunkDone', 'Trunk', 'maps', 'Recipe', 'get_recipe', 'lr_factor', 'triangle', 'restart_epoch', 'sgd',
-           'mixed', 'compiled', 'success_rate', 'save_checkpoint', 'load_checkpoint', 'train_epoch', 'train', 'start',
-           'asked_layers', 'shipped', 'ship', 'trained']
+           'TrunkDone', 'Trunk', 'maps', 'Recipe', 'get_recipe', 'lr_factor', 'sgd', 'mixed', 'compiled',
+           'success_rate', 'save_checkpoint', 'load_checkpoint', 'train_epoch', 'train', 'start', 'asked_layers',
+           'shipped', 'ship', 'trained']
 
 # %% ../nbs/01_model.ipynb #8281b09d
 import json
@@ -158,18 +158,18 @@ class Recipe:
     weight_decay: float
     decay_all: bool         # biases and BatchNorm too
     smoothing: float        # of the labels
-    schedule: str           # steps: x 0.6 every 20 epochs; triangle: up to the peak in a fifth, down to 0; restart: two of them
+    schedule: str           # steps: x 0.6 every 20 epochs; triangle: up to the peak in a fifth, down to 0
 
 # %% ../nbs/01_model.ipynb #fc6688ad
 RECIPES = {'paper': Recipe(300, 100, .028, .01, .9175, 1e-3, True, 0., 'steps'),
-           'fast': Recipe(30, 128, .1, .1, .9, 5e-4, False, .1, 'restart')}
+           'fast': Recipe(20, 128, .1, .1, .9, 5e-4, False, .1, 'triangle')}
 
 def get_recipe(name: str, arch: str, data: Data, epochs: int = 0) -> Recipe:
     "The recipe of that name for these images; `epochs` of 0 means its own number."
     r, n = RECIPES['fast' if name == 'ridge' else name], len(data.train)
     if name == 'paper' and arch == 'vgg11': r = replace(r, epochs=260)
-    if r.schedule == 'restart' and data.name == 'digits': r = replace(r, epochs=4, schedule='triangle') # they are easy
-    if r.schedule != 'steps' and n < 40 * r.batch: # a small set gets smaller batches, so that an epoch has 40 steps
+    if r.schedule == 'triangle' and data.name == 'digits': r = replace(r, epochs=4) # they are easy
+    if r.schedule == 'triangle' and n < 40 * r.batch: # a small set gets smaller batches, so that an epoch has 40 steps
         batch = max(8, n // 40)
         r = replace(r, batch=batch, lr=r.lr*batch/r.batch, fc_lr=r.fc_lr*batch/r.batch)
     return replace(r, epochs=epochs) if epochs else r
@@ -179,15 +179,8 @@ def lr_factor(r: Recipe, at: float # epochs done, with a fraction
              ) -> float:
     "What the recipe's learning rates are multiplied by at that time."
     if r.schedule == 'steps': return .6 ** (int(at) // 20)
-    if r.schedule == 'triangle' or not restart_epoch(r): return triangle(at / r.epochs)
-    first = restart_epoch(r)
-    return triangle(at / first) if at < first else .5 * triangle((at - first) / (r.epochs - first))
-
-def triangle(share: float) -> float: return min(share / .2, (1 - share) / .8) # 0 at the ends, 1 after a fifth
-
-def restart_epoch(r: Recipe) -> int|None:
-    "The epochs done when the recipe starts once more; None if it does not."
-    return max(1, round(r.epochs * 2/3)) if r.schedule == 'restart' and r.epochs > 1 else None
+    share = at / r.epochs
+    return min(share / .2, (1 - share) / .8)
 
 # %% ../nbs/01_model.ipynb #c208fe20
 def sgd(net: VGG, r: Recipe) -> torch.optim.SGD:
@@ -260,7 +253,6 @@ def train(net: VGG, data: Data, r: Recipe, device: torch.device, seed: int = 0,
     forward = compiled(net, device)
     with progress(desc='phase 1', total=r.epochs*len(batches), initial=len(log)*len(batches), unit='step') as bar:
         for epoch in range(len(log)+1, r.epochs+1):
-            if epoch - 1 == restart_epoch(r): opt.state.clear()
             log.append({**train_epoch(net, forward, opt, r, batches, epoch, bar), 'valid_success_rate': success_rate(net, valid)})
             if folder:
                 save_checkpoint(folder/'checkpoint.safetensors', net, opt, log)
