@@ -51,12 +51,15 @@ class FileSet(Dataset):
 
 # %% ../nbs/00_data.ipynb #0421e90b
 def read_image(path: str, # any format that Pillow reads
-               size: int  # side of the square that comes out, in pixels
+               size: int, # side of the square that comes out, in pixels
+               name: str = None # what to call it; None: its path
               ) -> Tensor: # (size, size, 3) uint8
     "The image at `path`, its shorter side scaled to `size`, cut to the middle square."
     try:
         with Image.open(path) as im: im = im.convert('RGB')
-    except (UnidentifiedImageError, OSError, ValueError) as e: raise DlmechError(f'{path} cannot be read as an image ({e})') from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        why = 'it is in no format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
+        raise DlmechError(f'{name or path} cannot be read as an image ({why})') from None
     w, h = im.size; s = size / min(w, h)
     im = im.resize((max(size, round(w*s)), max(size, round(h*s))), Image.Resampling.BILINEAR)
     x, y = (im.width-size)//2, (im.height-size)//2

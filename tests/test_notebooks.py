@@ -8,6 +8,7 @@ TOP = Path(__file__).resolve().parent.parent
 NBS = TOP/'nbs'
 ALL = sorted(p.stem for p in NBS.glob('*.ipynb'))
 PHASES = ['01_model', '02_probe', '03_filter']
+PARAMETERS = [*PHASES, '06_explore'] # notebooks with a parameter cell
 NAMES = 'arch dataset layer labels d seed recipe epochs threshold images runs root device'.split()
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
@@ -30,7 +31,7 @@ def test_it_is_committed_with_its_outputs_and_no_error(name):
     assert silent or any(o['output_type'] in ('execute_result', 'display_data', 'stream') for o in outputs)
 
 
-@pytest.mark.parametrize('name', PHASES)
+@pytest.mark.parametrize('name', PARAMETERS)
 def test_it_has_exactly_one_parameter_cell_with_the_names_of_all_phases(name, tmp_path):
     copy = tmp_path/f'{name}.ipynb'
     copy.write_bytes((NBS/f'{name}.ipynb').read_bytes()); (tmp_path/'settings.ini').write_bytes((TOP/'settings.ini').read_bytes())
@@ -50,7 +51,7 @@ def papermill(name, out, *parameters, cwd=TOP, timeout=300):
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
-@pytest.mark.parametrize('name, file', zip(PHASES, ['train.csv', 'probe.csv', 'train-threshold0.4/layers.csv']))
+@pytest.mark.parametrize('name, file', zip(PARAMETERS, ['train.csv', 'probe.csv', 'train-threshold0.4/layers.csv', 'train-threshold0.4/layers.csv']))
 def test_papermill_runs_it_with_other_parameters(name, file, runs, tmp_path):
     done = papermill(name, tmp_path/'out.ipynb', 'arch=vgg6', 'd=4', 'labels=0,3,7', 'seed=2', 'epochs=2', 'layer=4', 'threshold=.4', 'images=train', f'runs={runs}')
     assert done.returncode == 0, done.stderr
