@@ -45,7 +45,7 @@ def papermill(name, out, *parameters, cwd=TOP, timeout=300):
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
-@pytest.mark.parametrize('name, file', zip(PARAMETERS, ['train.csv', 'probe.csv', 'train-threshold0.4/layers.csv', 'train-threshold0.4/layers.csv']))
+@pytest.mark.parametrize('name, file', list(zip(PARAMETERS, ['train.csv', 'probe.csv', 'train-threshold0.4/layers.csv', 'train-threshold0.4/layers.csv'])))
 def test_papermill_runs_it_with_other_parameters(name, file, runs, tmp_path):
     done = papermill(name, tmp_path/'out.ipynb', 'arch=vgg6', 'd=4', 'labels=0,3,7', 'seed=2', 'epochs=2', 'layer=4', 'threshold=.4', 'images=train', f'runs={runs}')
     assert done.returncode == 0, done.stderr
@@ -54,8 +54,8 @@ def test_papermill_runs_it_with_other_parameters(name, file, runs, tmp_path):
     else: assert table.epoch.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize('name, wrong, said', zip(PHASES, ['layer=14', 'dataset=cifar11', 'lyer=13'],
-    ['layer: vgg16 has no layer 14; it may be 1 to 13', "dataset: there is no 'cifar11'; it may be digits", 'lyer: there is no such parameter; there are arch, dataset, layer']))
+@pytest.mark.parametrize('name, wrong, said', list(zip(PHASES, ['layer=14', 'dataset=cifar11', 'lyer=13'],
+    ['layer: vgg16 has no layer 14; it may be 1 to 13', "dataset: there is no 'cifar11'; it may be digits", 'lyer: there is no such parameter; there are arch, dataset, layer'])))
 def test_a_wrong_parameter_ends_with_one_sentence(name, wrong, said, tmp_path):
     done = papermill(name, tmp_path/'out.ipynb', wrong, f'runs={tmp_path}/runs')
     assert done.returncode == 1 and f'ParameterError: {said}' in done.stderr
