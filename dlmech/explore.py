@@ -8,7 +8,7 @@ __all__ = ['ORDERS', 'DPI', 'SWITCH', 'BATCH', 'VIEWS', 'command', 'Opened', 'op
            'filter_view', 'row_view', 'curves_view', 'layer_maps', 'top_images', 'over', 'side_by_side', 'images_view',
            'show_image', 'get_image', 'image_fields', 'image_view', 'new_image_figure', 'only', 'cluster_labels',
            'let_through', 'answers', 'silenced', 'pair_bars', 'silenced_view', 'save_view', 'uploaded', 'Soon',
-           'controls', 'Screen', 'Explorer']
+           'controls', 'Screen', 'Linked', 'Asking', 'Explorer']
 
 # %% ../nbs/06_explore.ipynb #df334585
 import asyncio, html, io, time
@@ -494,8 +494,54 @@ class Screen(widgets.VBox):
         "Draws now all that is old."
         self.soon.flush()
 
+# %% ../nbs/06_explore.ipynb #e1a0c001
+class Linked(Screen):
+    "What follows from a control for the others."
+    def on_run(self):
+        "Another run: its layers, its labels, its images."
+        c = self.c
+        if c['run'].value != self.run.path.name:
+            p = self.run.params
+            self.run = open_finished(self.run.path.parent/c['run'].value, p.threshold, p.images, p.root, self.run.device)
+        self.shown, self.figures, layers = {}, {}, [int(n) for n in self.run.curves.layer]
+        c['layer'].options = layers; c['layer'].value = layers[-1]
+        c['label'].options = [(name, i) for i, name in enumerate(self.run.names)]
+        self.on_layer(); self.on_label()
+    def on_layer(self): self.on_order(); self.c['filter'].value = 0
+    def on_order(self):
+        self.ranks = self.run.layer(self.c['layer'].value).order(self.c['order'].value)
+        self.c['filter'].max = len(self.ranks) - 1
+        self.on_filter()
+    def on_filter(self):
+        row = self.run.layer(self.c['layer'].value).table.iloc[self.ranks[self.c['filter'].value]]
+        names = ['{' + ', '.join(self.run.names[i] for i in found) + '}' for found in cluster_labels(row)]
+        self.c['cluster'].options = [(text, i) for i, text in enumerate(names)] or [('none', 0)]
+    def on_label(self):
+        self.images = [0]
+        self.images = (self.run.data.test.labels.cpu() == self.c['label'].index).nonzero()[:, 0].tolist() or [0]
+        self.c['image'].max = len(self.images) - 1
+    def on_image(self): self.on_back()
+
+# %% ../nbs/06_explore.ipynb #e1a0c003
+class Asking(Linked):
+    "An image of the user's, and views that are saved."
+    def on_upload(self):
+        "An image of the user's, until another test image is asked for."
+        if not self.c['upload'].value: return
+        file = self.c['upload'].value[-1]
+        picture, said = uploaded(self.run, file['name'], bytes(file['content']))
+        self.picture, self.uploads, self.c['back'].disabled = picture, self.uploads + 1, False
+        self.say(said)
+    def on_back(self, button=None):
+        self.picture, self.c['back'].disabled = None, True
+        if button: self.soon()
+    def on_save(self, button=None):
+        "Writes the view that is chosen, and says how to make it again."
+        saved = self.guarded(save_view, self.run, self.c['view'].value, *self.args(self.c['view'].value))
+        if saved: self.say(f'{" and ".join(map(str, saved[0]))}: {saved[1]}')
+
 # %% ../nbs/06_explore.ipynb #fd843e4e
-class Explorer(Screen):
+class Explorer(Asking):
     "Sliders over a finished run; every picture comes from a function of this module."
     def __init__(self, run: Run|str|Path # a finished run, or its folder
                 ):
@@ -532,45 +578,6 @@ class Explorer(Screen):
         try: self.guarded(getattr(self, f'on_{next(k for k, w in self.c.items() if w is change.owner)}', lambda: None))
         finally: self.linking = False
         self.soon()
-    def on_run(self):
-        "Another run: its layers, its labels, its images."
-        c = self.c
-        if c['run'].value != self.run.path.name:
-            p = self.run.params
-            self.run = open_finished(self.run.path.parent/c['run'].value, p.threshold, p.images, p.root, self.run.device)
-        self.shown, self.figures, layers = {}, {}, [int(n) for n in self.run.curves.layer]
-        c['layer'].options = layers; c['layer'].value = layers[-1]
-        c['label'].options = [(name, i) for i, name in enumerate(self.run.names)]
-        self.on_layer(); self.on_label()
-    def on_layer(self): self.on_order(); self.c['filter'].value = 0
-    def on_order(self):
-        self.ranks = self.run.layer(self.c['layer'].value).order(self.c['order'].value)
-        self.c['filter'].max = len(self.ranks) - 1
-        self.on_filter()
-    def on_filter(self):
-        row = self.run.layer(self.c['layer'].value).table.iloc[self.ranks[self.c['filter'].value]]
-        names = ['{' + ', '.join(self.run.names[i] for i in found) + '}' for found in cluster_labels(row)]
-        self.c['cluster'].options = [(text, i) for i, text in enumerate(names)] or [('none', 0)]
-    def on_label(self):
-        self.images = [0]
-        self.images = (self.run.data.test.labels.cpu() == self.c['label'].index).nonzero()[:, 0].tolist() or [0]
-        self.c['image'].max = len(self.images) - 1
-    def on_image(self): self.on_back()
-
-    def on_upload(self):
-        "An image of the user's, until another test image is asked for."
-        if not self.c['upload'].value: return
-        file = self.c['upload'].value[-1]
-        picture, said = uploaded(self.run, file['name'], bytes(file['content']))
-        self.picture, self.uploads, self.c['back'].disabled = picture, self.uploads + 1, False
-        self.say(said)
-    def on_back(self, button=None):
-        self.picture, self.c['back'].disabled = None, True
-        if button: self.soon()
-    def on_save(self, button=None):
-        "Writes the view that is chosen, and says how to make it again."
-        saved = self.guarded(save_view, self.run, self.c['view'].value, *self.args(self.c['view'].value))
-        if saved: self.say(f'{" and ".join(map(str, saved[0]))}: {saved[1]}')
     def about(self):
         "The filter's row of the table."
         n, f, threshold, _ = self.args('matrix')
