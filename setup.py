@@ -22,7 +22,7 @@ setup(
     # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],
     package_dir={'dlmech.notebooks': cfg['nbs_path']},
-    package_data={'dlmech': ['zoo/*'], 'dlmech.notebooks': ['*.ipynb']},
+    package_data={'dlmech': ['zoo/*', 'imagenet.txt'], 'dlmech.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['dlmech=dlmech._modidx:d']},
     zip_safe=False,
 )

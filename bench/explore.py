@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from dlmech.data import Data, ImageSet
 from dlmech.explore import Explorer, Opened, open_finished
 from dlmech.filter import filter_rows, layer_row, normalised, pick
-from dlmech.model import get_model, vgg_layers
+from dlmech.arch import get_model, layers_of
 from dlmech.run import tensor_in_parts, versions, write_csv, write_json, write_tensors
 
 TICKS = 60
@@ -22,7 +22,7 @@ TICKS = 60
 def made_up(folder: Path, K: int, d: int, n: int = 5) -> Path:
     "A finished run of vgg6 with made-up fields: every filter picks one to five labels, with noise."
     path, C, rng = folder/f'vgg6-K{K}', 8*d, np.random.default_rng(0)
-    names, paths = [f'label {k}' for k in range(K)], vgg_layers('vgg6')
+    names, paths = [f'label {k}' for k in range(K)], layers_of('vgg6')
     write_json(path/'config.json', dict(arch='vgg6', dataset='digits', labels='all', d=d, seed=0, recipe='fast', epochs=0, K=K, names=names, layers=paths, versions=versions()))
     write_tensors(path/'model.safetensors', get_model('vgg6', K, d).state_dict())
     write_tensors(path/f'head-{n}.safetensors', dict(weight=torch.randn(K, C, 1, 1) / C**.5))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from dlmech.data import Batches, ImageSet
 from dlmech.filter import LabelSums, fields, measure_layer, observe
-from dlmech.model import compiled, get_model, vgg_layers
+from dlmech.arch import get_model, layers_of
+from dlmech.model import compiled
 from dlmech.probe import Heads, PROBE_RECIPES, layer_shapes, train_heads
 
 ROWS = []
@@ -48,7 +49,7 @@ def images(n, K=10):
 def vgg16(device):
     "VGG-16, d = 64, its layers and a head on each."
     net = get_model('vgg16', 10).to(device, memory_format=torch.channels_last).eval()
-    paths = vgg_layers('vgg16')
+    paths = layers_of('vgg16')
     return net, paths, Heads(layer_shapes(net, paths, torch.zeros(1, 3, 32, 32, device=device)), 10).to(device)
 
 

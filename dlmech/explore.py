@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from .data import Batches, Data, get_data, read_image, to_float
 from .figures import CURVES, KINDS, SIGNED, card_text, draw_curves, draw_filter, kinds_legend, relabel
 from .filter import Picks, asked_images, filter_rows, filtered, normalised, pick, snr
-from .model import Trunk, asked_layers, evaluating, start, trained
+from .arch import Trunk, evaluating, module_path
+from .model import asked_layers, model_of, resolve, start
 from .run import (DlmechError, ParameterError, Parameters, RUN_KEYS, Run, base, check_parameters, get_device, one_of, read_csv, read_json,
                         read_part, read_tensors, whole)
 
@@ -43,14 +44,18 @@ class Opened(Run):
     "A finished run: `.layer(n)` for its tables, `.data` for its images, `.net` for its network, each read when first asked for."
     names = property(lambda self: self.config['names'])
     K = property(lambda self: self.config['K'])
+    unfound = None # why the images cannot be had; they are looked for once
     @cached_property
     def config(self) -> dict: return read_json(self.file('config.json'))
     @cached_property
     def curves(self) -> pd.DataFrame: return read_csv(self.tables/'layers.csv')
     @cached_property
-    def data(self) -> Data: return get_data(self.params.dataset, self.params.root, self.params.labels, self.params.seed)
+    def data(self) -> Data:
+        if self.unfound: raise self.unfound
+        try: return get_data(self.params.dataset, self.params.root, self.params.labels, self.params.seed, size=self.params.size)
+        except DlmechError as e: self.unfound = e; raise
     @cached_property
-    def net(self) -> nn.Module: return trained(self)
+    def net(self) -> nn.Module: return model_of(self, self.K)
     @cached_property
     def kept(self) -> dict: return {} # what was computed, by what it is
 
@@ -70,6 +75,7 @@ def open_finished(path: str|Path,       # the run's folder
     path = base()/Path(path).expanduser()
     config = read_json(path/'config.json') if (path/'config.json').exists() else {}
     p = check_parameters(Parameters(**{k: config[k] for k in RUN_KEYS if k in config}, runs=str(path.parent), root=root, threshold=threshold, images=images))
+    resolve(p)
     run = Opened(path, p, get_device(device), config.get('layers'))
     missing = [f.name for f in (path/'config.json', path/'model.safetensors', run.tables/'layers.csv') if not f.exists()]
     if missing: raise DlmechError(f'{path} is no finished run (there is no {missing[0]}); make one with {command(config)}')
@@ -314,7 +320,7 @@ def only(net: nn.Module, path: str, keep: Tensor # (C,) bool, the filters let th
         ):
     "`net` in evaluation mode with the layer's other filters silent; on leaving, it is exactly as it was."
     mask = lambda m, args, out: out * keep.to(out).reshape(-1, *[1]*(out.ndim-2))
-    hook = net.get_submodule(path).register_forward_hook(mask)
+    hook = net.get_submodule(module_path(path)[0]).register_forward_hook(mask)
     try:
         with evaluating(net), torch.no_grad(): yield net
     finally: hook.remove()

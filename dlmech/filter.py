@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arch import Trunk
 from .data import Batches
-from .model import Trunk, asked_layers, start
+from .model import asked_layers, start
 from .figures import card_figure
 from .probe import Heads, merge_rows, probed
 from .run import DlmechError, Run, locked, progress, read_csv, read_part, read_tensors, tensor_in_parts, write_csv, write_tensors
@@ -82,16 +83,16 @@ class Responses:
 # %% ../nbs/03_filter.ipynb #e3fa90d6
 def observe(net: nn.Module,   # any network; stays as it is
             paths: list[str], # module paths of the layers
-            batches,          # (x, y), each image once; its number is its place, or what `.order()` says
+            batches,          # (x, y), each image once; its number is its place, or what `.index` says
             K: int,           # labels
             heads: Heads = None # for winners and top images; None: only the sums
            ) -> dict[str, tuple[LabelSums, Responses|None]]:
     "Label sums and responses of these layers, from one pass over the images (phase 3)."
     seen = {p: (LabelSums(K), Responses(heads.weight(p)) if heads else None) for p in paths}
-    order, at = (batches.order() if hasattr(batches, 'order') else None), 0
+    at = 0
     with Trunk(net, paths) as trunk:
         for x, y in progress(batches, 'phase 3', unit='batch'):
-            index = torch.arange(at, at+len(y)) if order is None else order[at:at+len(y)]
+            index = getattr(batches, 'index', torch.arange(at, at+len(y)))
             for p, maps in trunk(x).items():
                 (sums, responses), maps = seen[p], maps.contiguous()                     # channels first: both read it filter by filter
                 sums.add(maps, y)

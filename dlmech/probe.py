@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arch import Trunk
 from .data import Batches
-from .model import Trunk, asked_layers, get_model, load_checkpoint, mixed, save_checkpoint, start, success_rate, trained
+from .model import asked_layers, load_checkpoint, mixed, new_model, save_checkpoint, start, success_rate, trained
 from .run import DlmechError, Run, generator, locked, progress, read_csv, read_tensors, write_csv, write_tensors
 
 # %% ../nbs/02_probe.ipynb #3b8d6f3e
@@ -190,7 +191,7 @@ def probed(run: Run, layers: list[int] # numbers
     "The run's network and a head for each of these layers, from the run's folder as far as it has them (phase 2)."
     paths = [run.layers[n-1] for n in layers]
     file = {p: run.file(f'head-{n}.safetensors') for n, p in zip(layers, paths)}
-    if run.params.recipe == 'ridge': check_ridge(layer_shapes(get_model(run.params.arch, run.data.K, run.params.d), paths, torch.zeros(1, 3, 32, 32)))
+    if run.params.recipe == 'ridge': check_ridge(layer_shapes(new_model(replace(run.params, weights=''), run.data.K), paths, torch.zeros(1, 3, run.params.size, run.params.size)))
     net = trained(run)
     with locked(run.path):
         missing = [p for p in paths if not file[p].exists()]

@@ -6,7 +6,7 @@
 __all__ = ['UMASK', 'RUN_KEYS', 'DlmechError', 'ParameterError', 'one_of', 'whole', 'write_json', 'write_csv', 'write_tensors',
            'damaged', 'read_json', 'read_csv', 'read_tensors', 'tensor_in_parts', 'read_part', 'get_device',
            'generator', 'progress', 'Parameters', 'check_int', 'check_labels', 'check_parameters', 'check_injected',
-           'cells_run', 'base', 'run_name', 'Run', 'locked', 'versions', 'open_run']
+           'cells_run', 'base', 'native_size', 'run_name', 'Run', 'locked', 'versions', 'open_run']
 
 # %% ../nbs/00_run.ipynb #aa6f0800
 import ast, json, os, platform, random, re, shutil, sys, tempfile
@@ -143,8 +143,8 @@ def progress(it: Iterable = None, # what to go through
 @dataclass
 class Parameters:
     "What a phase notebook can be asked; the same names in every phase."
-    arch: str = 'vgg16'       # the network: vgg6, vgg11, vgg16
-    dataset: str = 'digits'   # the images: digits, cifar10, cifar100, fashion-mnist, folder:PATH
+    arch: str = 'vgg16'       # the network: vgg6, vgg11, vgg16, avgg6, avgg8, avgg13, avgg14, avgg16, efficientnet_b0, or any of torchvision's
+    dataset: str = 'digits'   # the images: digits, cifar10, cifar100, fashion-mnist, imagenet, folder:PATH
     layer: int|str = 'last'   # which layer: its number from 1, its module path, last, or all
     labels: int|str|list = 'all'  # which labels: all, how many (drawn by seed), or a list as in "0,3,5"
     d: int = 0                # filters in the first layer; 0: 64 as in the papers, 32 for the digits
@@ -156,6 +156,9 @@ class Parameters:
     runs: str = 'runs'        # the folder of all runs
     root: str = ''            # where data sets lie; '': DLMECH_DATA, else ~/.cache/dlmech
     device: str = 'auto'      # auto, cpu, cuda, cuda:1
+    size: int = 0             # side of the images in pixels; 0: as the data set has them (imagenet: 224)
+    plan: str = ''            # layers and poolings of a VGG, as in "1 M 2 M 4 8 8 A4 M2"; '': its own
+    weights: str = ''         # '': train here; pretrained: torchvision's own; or a .safetensors file
 
 # %% ../nbs/00_run.ipynb #7e73e32d
 def check_int(name, value, low):
@@ -180,13 +183,13 @@ def check_labels(value) -> str|int|list[int]:
 # %% ../nbs/00_run.ipynb #2f47b294
 def check_parameters(p: Parameters) -> Parameters:
     "`p` with every value of the right type and range; a `ParameterError` for the first that is not."
-    for name, low in dict(d=0, seed=0, epochs=0).items(): setattr(p, name, check_int(name, getattr(p, name), low))
-    p.labels, p.d = check_labels(p.labels), p.d or (32 if p.dataset == 'digits' else 64)
+    for name, low in dict(d=0, seed=0, epochs=0, size=0).items(): setattr(p, name, check_int(name, getattr(p, name), low))
+    p.labels = check_labels(p.labels)
     one_of('recipe', p.recipe, ['paper', 'fast', 'ridge']); one_of('images', p.images, ['test', 'train'])
     try: p.threshold = float(p.threshold)
     except (TypeError, ValueError): p.threshold = float('nan')
     if not 0 < p.threshold < 1: raise ParameterError('threshold: it may be a number between 0 and 1, as 0.3')
-    for name in ('runs', 'root', 'arch', 'dataset', 'device'):
+    for name in ('runs', 'root', 'arch', 'dataset', 'device', 'plan', 'weights'):
         if not isinstance(getattr(p, name), (str, Path)): raise ParameterError(f'{name}: {getattr(p, name)!r} is not text')
     return p
 
@@ -218,6 +221,10 @@ def base(cwd: str|Path = None  # the working directory; None: the present one
     return cwd.parent if (cwd/'03_filter.ipynb').exists() and (cwd/'01_model.ipynb').exists() else cwd
 
 # %% ../nbs/00_run.ipynb #31c73d5f
+def native_size(dataset: str) -> int:
+    "The side of that data set's images in pixels, as dlmech takes them."
+    return 224 if dataset == 'imagenet' else 32
+
 def run_name(p: Parameters) -> str:
     "The folder's name for these parameters, as `vgg16-digits-d64-fast-seed0`."
     data = p.dataset
@@ -225,7 +232,10 @@ def run_name(p: Parameters) -> str:
         path = (base()/Path(data[7:]).expanduser()).resolve()
         data = f'folder-{path.name}-{sha256(str(path).encode()).hexdigest()[:6]}'
     labels = {'all': ''}.get(p.labels, f'-K{p.labels}') if not isinstance(p.labels, list) else '-labels' + '+'.join(map(str, p.labels))
-    return f"{p.arch}-{data}{labels}-d{p.d}-{p.recipe}{p.epochs or ''}-seed{p.seed}"
+    weights = '' if p.weights in ('', 'pretrained') else sha256(str((base()/Path(p.weights).expanduser()).resolve()).encode()).hexdigest()[:6]
+    parts = [p.arch, f'{data}{labels}', p.plan.replace(' ', ''), f'd{p.d}' * bool(p.d), f'size{p.size}' * (p.size not in (0, native_size(p.dataset))),
+             (p.weights and 'weights') + weights, f"{p.recipe}{p.epochs or ''}", f'seed{p.seed}']
+    return '-'.join(part for part in parts if part)
 
 # %% ../nbs/00_run.ipynb #ec6260f9
 @dataclass
@@ -255,7 +265,7 @@ def locked(folder: Path):
         yield
 
 # %% ../nbs/00_run.ipynb #470b70bc
-RUN_KEYS = ['arch', 'dataset', 'labels', 'd', 'seed', 'recipe', 'epochs'] # what decides phases 1 and 2
+RUN_KEYS = ['arch', 'dataset', 'labels', 'd', 'seed', 'recipe', 'epochs', 'size', 'plan', 'weights'] # what decides phases 1 and 2
 
 def versions() -> dict:
     "Versions of what computes."
@@ -272,7 +282,7 @@ def open_run(p: Parameters, # checked parameters
     with locked(path):
         if (path/'config.json').exists():
             there = read_json(path/'config.json')
-            wrong = [k for k in RUN_KEYS if there.get(k) != config[k]]
+            wrong = [k for k in RUN_KEYS if k in there and there[k] != config[k]]
             if wrong: raise DlmechError(f'{path} holds another run ({wrong[0]} is {there.get(wrong[0])!r}); move it away, or give another folder with runs')
         else: write_json(path/'config.json', {**config, **about, 'versions': versions()})
     return Run(path, p, get_device(p.device))

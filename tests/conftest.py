@@ -25,9 +25,10 @@ def cifar_root(tmp_path_factory):
 def trained_digits():
     "VGG-6 (d = 4) trained on the digits, its data, and a head on every layer."
     from dlmech.data import Batches, get_data
-    from dlmech.model import get_model, get_recipe, train, vgg_layers
+    from dlmech.arch import get_model, layers_of
+    from dlmech.model import get_recipe, train
     from dlmech.probe import PROBE_RECIPES, train_heads
-    data, net, paths = get_data('digits'), get_model('vgg6', 10, d=4), vgg_layers('vgg6')
+    data, net, paths = get_data('digits'), get_model('vgg6', 10, d=4), layers_of('vgg6')
     train(net, data, get_recipe('fast', 'vgg6', data), torch.device('cpu'))
     heads = train_heads(net.eval(), paths, Batches(data.train, 50, shuffle=True, shift=4), 10, PROBE_RECIPES['fast'])
     return net, heads, data

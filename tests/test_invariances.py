@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 
 from dlmech.data import Batches, ImageSet
 from dlmech.filter import fields, label_means, normalised, pick
-from dlmech.model import get_model
+from dlmech.arch import get_model
 from dlmech.run import generator
 
 seeds = st.integers(0, 10**6)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import dlmech
 from dlmech.data import Batches
 from dlmech.filter import fields, label_means
-from dlmech.network import find_layers
+from dlmech.arch import find_layers
 from dlmech.run import DlmechError, ParameterError
 
 

@@ -9,7 +9,7 @@ NBS = TOP/'nbs'
 ALL = sorted(p.stem for p in NBS.glob('*.ipynb'))
 PHASES = ['01_model', '02_probe', '03_filter']
 PARAMETERS = [*PHASES, '06_explore'] # notebooks with a parameter cell
-NAMES = 'arch dataset layer labels d seed recipe epochs threshold images runs root device'.split()
+NAMES = 'arch dataset layer labels d seed recipe epochs threshold images runs root device size plan weights'.split()
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
