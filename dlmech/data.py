@@ -146,7 +146,7 @@ class Batches:
         self.data = data.to(device) if isinstance(data, ImageSet) else data
         self.batch, self.device, self.shuffle, self.shift, self.flip, self.cutout, self.seed = batch, device, shuffle, shift, flip, cutout, seed
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        self.epoch, self.index = 0, None                                             # index: the numbers of the images of the batch last given
+        self.epoch, self.numbers = 0, None                                           # of the images of the batch last given
 
     def __len__(self): return -(-len(self.data) // self.batch)
     def at(self, epoch: int) -> 'Batches':
@@ -170,9 +170,9 @@ class Batches:
         else: yield from decoded(self.data, [c.tolist() for c in chunks], self.workers)
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         g, flipped = generator(self.seed, 'augment', self.epoch), self.flipped()
-        for x, y, self.index in self.raw():
+        for x, y, self.numbers in self.raw():
             x, y = x.to(self.device), y.to(self.device)
-            if self.shift or self.flip: x = shift_flip(x, self.shift, flipped[self.index], g)
+            if self.shift or self.flip: x = shift_flip(x, self.shift, flipped[self.numbers], g)
             if self.cutout: x = cut_out(x, self.cutout, g)
             yield to_float(x), y
 

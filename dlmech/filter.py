@@ -83,7 +83,7 @@ class Responses:
 # %% ../nbs/03_filter.ipynb #e3fa90d6
 def observe(net: nn.Module,   # any network; stays as it is
             paths: list[str], # module paths of the layers
-            batches,          # (x, y), each image once; its number is its place, or what `.index` says
+            batches,          # (x, y), each image once; its number is its place, or what `.numbers` says
             K: int,           # labels
             heads: Heads = None # for winners and top images; None: only the sums
            ) -> dict[str, tuple[LabelSums, Responses|None]]:
@@ -92,7 +92,7 @@ def observe(net: nn.Module,   # any network; stays as it is
     at = 0
     with Trunk(net, paths) as trunk:
         for x, y in progress(batches, 'phase 3', unit='batch'):
-            index = getattr(batches, 'index', torch.arange(at, at+len(y)))
+            index = getattr(batches, 'numbers', torch.arange(at, at+len(y)))
             for p, maps in trunk(x).items():
                 (sums, responses), maps = seen[p], maps.contiguous()                     # channels first: both read it filter by filter
                 sums.add(maps, y)

@@ -120,7 +120,7 @@ def test_two_processes_may_ask_for_the_same_run(tmp_path):
     (dict(layer=14, arch='vgg16'), "layer: vgg16 has no layer 14; it may be 1 to 13, last, all, or one of layers.1"),
     (dict(layer=0), 'layer: vgg6 has no layer 0'), (dict(layer=1.5), 'layer: vgg6 has no layer 1.5'),
     (dict(arch='vgg7'), "arch: there is no 'vgg7'; it may be vgg6, vgg11, vgg16"),
-    (dict(dataset='cifar11'), "dataset: there is no 'cifar11'; it may be digits, cifar10, cifar100, fashion-mnist, folder:PATH"),
+    (dict(dataset='cifar11'), "dataset: there is no 'cifar11'; it may be digits, cifar10, cifar100, fashion-mnist, imagenet, folder:PATH"),
     (dict(dataset='folder:/nowhere'), 'dataset: /nowhere is no folder of images'),
     (dict(labels=11), 'labels: there are only 10'), (dict(labels='0,12'), 'labels: there is no label 12'), (dict(labels='x'), "labels: 'x' is not possible"),
     (dict(d=-1), 'd: -1 is not possible'), (dict(seed='a'), "seed: 'a' is not possible"), (dict(epochs=.5), 'epochs: 0.5 is not possible'),
