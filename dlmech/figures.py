@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNED', 'KINDS', 'KIND_MAP', 'CELLS', 'CURVES', 'kinds', 'cluster_order', 'relabel', 'label_axes', 'largest',
            'strongest', 'show_matrix', 'draw_field', 'draw_kinds', 'kinds_legend', 'draw_filter', 'filter_figure',
-           'count_bars', 'layer_figure', 'layers_figure', 'draw_curves', 'card_text', 'card_figure']
+           'count_bars', 'layer_figure', 'layers_figure', 'draw_curves', 'card_text', 'brief', 'card_figure']
 
 # %% ../nbs/03_figures.ipynb #82b796bd
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -22,10 +22,10 @@ KIND_MAP = ListedColormap(list(KINDS.values()))
 # %% ../nbs/03_figures.ipynb #bf6d2175
 def kinds(clipped: np.ndarray, # (K, K) bool
           cluster: np.ndarray  # (K,) each label's cluster, -1 for none
-         ) -> np.ndarray:      # (K, K) index into KINDS
+         ) -> np.ndarray:      # (K, K) uint8, index into KINDS
     "What each element of a clipped matrix is: nothing, in a cluster, internal noise, external noise."
     block = (cluster[:, None] == cluster) & (cluster >= 0)
-    return np.where(~clipped, 0, np.where(block, 1, np.where(cluster >= 0, 2, 3)))
+    return np.where(block, np.uint8(1), np.where(cluster >= 0, np.uint8(2), np.uint8(3))) * clipped
 
 # %% ../nbs/03_figures.ipynb #2ba4364b
 def cluster_order(cluster: np.ndarray) -> np.ndarray: # (K,) -> (K,)
@@ -53,14 +53,18 @@ def label_axes(ax, names: list[str], order=None, rows: bool = True):
 # %% ../nbs/03_figures.ipynb #56c97206
 CELLS = 250 # a matrix with more rows than this is drawn in blocks
 
-def largest(a: np.ndarray) -> np.ndarray: # (K, K) -> (k, k), k <= CELLS
-    "The largest element of each block; `a` itself if it is small enough."
-    starts = np.arange(0, len(a), -(-len(a) // CELLS))
-    return a if len(a) <= CELLS else np.maximum.reduceat(np.maximum.reduceat(a, starts, 0), starts, 1)
+def largest(a: np.ndarray, more=np.maximum) -> np.ndarray: # (K, K) -> (k, k), k <= CELLS
+    "The largest element of each block (or the smallest, by `np.minimum`); `a` itself if it is small enough."
+    step = -(-len(a) // CELLS)
+    for _ in ('rows', 'columns') if step > 1 else ():
+        top = a[::step].copy()
+        for part in (a[i::step] for i in range(1, step)): more(top[:len(part)], part, out=top[:len(part)])
+        a = top.T
+    return a
 
 def strongest(field: np.ndarray) -> np.ndarray: # (K, K) -> (k, k)
     "The element of the largest magnitude of each block."
-    high, low = largest(field), -largest(-field)
+    high, low = largest(field), largest(field, np.minimum)
     return np.where(high >= -low, high, low)
 
 # %% ../nbs/03_figures.ipynb #d0153710
@@ -81,8 +85,8 @@ def draw_kinds(ax, clipped, cluster, names: list[str], order=None, rows=True, ti
     "The clipped matrix, its clusters outlined; in `order`, or as the labels are numbered."
     if order is not None or not ax.images: label_axes(ax, names, order, rows)
     order = np.arange(len(names)) if order is None else order
-    k, rank = kinds(clipped[np.ix_(order, order)], cluster[order]), np.array([0, 3, 2, 1]) # what shows before what, and back
-    show_matrix(ax, rank[largest(rank[k])], len(order), cmap=KIND_MAP, vmin=-.5, vmax=3.5)
+    first = lambda k: -k & 3                                                             # what shows before what, and back: 0, 3, 2, 1
+    show_matrix(ax, first(largest(first(kinds(clipped[np.ix_(order, order)], cluster[order])))), len(order), cmap=KIND_MAP, vmin=-.5, vmax=3.5)
     for p in list(ax.patches): p.remove()
     at = 0
     for size in np.bincount(cluster[cluster >= 0]) if (order == cluster_order(cluster)).all() else []:
@@ -174,9 +178,13 @@ def card_text(row: pd.Series, names: list[str]) -> str:
             f'+ {row.external_noise:g} external;  winner: {winner}')
 
 # %% ../nbs/03_figures.ipynb #d1d20a83
+def brief(name: str, n: int = 12) -> str:
+    "A label's name, cut where it is longer than `n` characters."
+    return name if len(name) <= n else f'{name[:n-1]}…'
+
 def card_figure(field, clipped, cluster, names: list[str], row: pd.Series, threshold: float,
                 images: list = (),    # (H, W, 3) uint8 each, those with the largest fields
-                captions: list = (),  # a line for each image
+                captions: list = (),  # what stands above each
                 title: str = '') -> Figure:
     "One filter on one page: the matrix three ways, its clusters by name, its noise, the images that drive it most."
     fig = plt.figure(figsize=(7, 4.4 if len(images) else 3.2), layout='constrained')
