@@ -1,4 +1,5 @@
-"""How fast the explorer answers: a tick (a slider's new value, until the pictures that follow from it are ready), and opening a finished run.
+"""How fast the explorer answers: a tick (a slider's new value, until the pictures that follow from it are ready), and opening a finished run
+(controls, matrix and curves; the views with images follow, when the images are loaded).
 
     OMP_NUM_THREADS=1 python bench/explore.py
 

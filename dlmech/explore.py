@@ -489,6 +489,7 @@ class Screen(widgets.VBox):
         self.pictures[view].value = as_png(self.figures[view])
     def quick(self):
         "What follows from the tables, and from the image's maps."
+        if not self.images: self.guarded(self.on_label)                                      # after the first pictures: data take a second to load
         for view in 'matrix', 'curves', 'image': self.guarded(self.draw, view)
         if self.shown.get('images', ())[:2] != self.args('images'): self.guarded(lambda: self.draw('images', with_maps=False))
         self.guarded(self.about)
@@ -512,7 +513,7 @@ class Linked(Screen):
         self.shown, self.figures, layers = {}, {}, [int(n) for n in self.run.curves.layer]
         c['layer'].options = layers; c['layer'].value = layers[-1]
         c['label'].options = [(name, i) for i, name in enumerate(self.run.names)]
-        self.on_layer(); self.on_label()
+        self.on_layer(); self.images = []
     def on_layer(self): self.on_order(); self.c['filter'].value = 0
     def on_order(self):
         self.ranks = self.run.layer(self.c['layer'].value).order(self.c['order'].value)
@@ -551,7 +552,7 @@ class Explorer(Asking):
     "Sliders over a finished run; every picture comes from a function of this module."
     def __init__(self, run: Run|str|Path # a finished run, or its folder
                 ):
-        self.linking, self.picture, self.uploads = False, None, 0
+        self.linking, self.picture, self.uploads, self.images = False, None, 0, []
         self.run = self.opened(run)
         name, folder = self.run.path.name, self.run.path.parent
         super().__init__(sorted({name, *finished_runs(folder)}), name)
@@ -559,7 +560,8 @@ class Explorer(Asking):
         self.guarded(self.on_run)
         for name in ('run', 'layer', 'order', 'filter', 'threshold', 'label', 'image', 'upload', 'switch', 'cluster'): self.c[name].observe(self.change, 'value')
         for name in ('save', 'back'): self.c[name].on_click(getattr(self, f'on_{name}'))
-        self.quick(); self.soon()
+        for view in 'matrix', 'curves': self.guarded(self.draw, view)                        # these need no images: they come first
+        self.guarded(self.about); self.soon()
     def __repr__(self): return f'Explorer of {self.run.path.name}'
 
     def opened(self, run) -> Opened:
@@ -573,7 +575,7 @@ class Explorer(Asking):
     def args(self, view: str) -> tuple:
         "What a view's function takes, after the run."
         c, n, f = self.c, self.c['layer'].value, self.ranks[self.c['filter'].value]
-        image = self.images[c['image'].value] if self.picture is None else self.picture
+        image = (self.images or [0])[c['image'].value] if self.picture is None else self.picture
         return dict(matrix=(n, f, c['threshold'].value, c['label'].index), curves=(n,), images=(n, f), image=(n, f, image, c['label'].index),
                     silence=(n, f, image, c['switch'].value, c['cluster'].value))[view]
 
