@@ -141,6 +141,7 @@ def train(net: nn.Module, data: Data, r: Recipe, device: torch.device, seed: int
 # %% ../nbs/01_model.ipynb #4bb53e62
 def resolve(p: Parameters) -> None:
     "Puts what fits architecture and data in the place of `d` and `size` of 0."
+    one_of('arch', p.arch, arch_names())
     if p.arch in PLANS: p.d = p.d or (32 if p.dataset == 'digits' else 64)
     elif p.d: raise ParameterError(f'd: only the VGG family has a width, {p.arch} has not')
     p.size = p.size or native_size(p.dataset)
@@ -151,7 +152,7 @@ def start(**params) -> Run:
     check_injected(cells_run())
     for name in params: one_of('parameters', name, Parameters.__dataclass_fields__)
     p = check_parameters(Parameters(**params))
-    one_of('arch', p.arch, arch_names()); check_dataset(p.dataset); get_device(p.device)
+    check_dataset(p.dataset); get_device(p.device)
     resolve(p); weights_file(p.weights, p.arch)
     paths = layers_of(p.arch, p.d, p.size, p.plan)
     layer_numbers(p.layer, paths, p.arch)
