@@ -18,11 +18,11 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     project_urls=dict(line.split(' = ') for line in lines('project_urls')), classifiers=lines('classifiers'),
     python_requires=f">={cfg['min_python']}",
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
-    # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo
+    install_requires=cfg['requirements'].split(), extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'onnx', 'prune')},
+    # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo, tables of finished studies as dlmech/results
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],
     package_dir={'dlmech.notebooks': cfg['nbs_path']},
-    package_data={'dlmech': ['zoo/*', 'imagenet.txt'], 'dlmech.notebooks': ['*.ipynb']},
+    package_data={'dlmech': ['zoo/*', 'results/*', 'imagenet.txt'], 'dlmech.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['dlmech=dlmech._modidx:d']},
     zip_safe=False,
 )

