@@ -8,7 +8,7 @@ TOP = Path(__file__).resolve().parent.parent
 NBS = TOP/'nbs'
 ALL = sorted(p.stem for p in NBS.glob('*.ipynb'))
 PHASES = ['01_model', '02_probe', '03_filter']
-PARAMETERS = [*PHASES, '06_explore'] # notebooks with a parameter cell
+PARAMETERS = [*PHASES, '06_explore', '04_dilution'] # notebooks with a parameter cell
 NAMES = 'arch dataset layer labels d seed recipe epochs threshold images runs root device size plan weights'.split()
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
@@ -45,12 +45,13 @@ def papermill(name, out, *parameters, cwd=TOP, timeout=300):
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
-@pytest.mark.parametrize('name, file', list(zip(PARAMETERS, ['train.csv', 'probe.csv', 'train-threshold0.4/layers.csv', 'train-threshold0.4/layers.csv'])))
+@pytest.mark.parametrize('name, file', list(zip(PARAMETERS, ['train.csv', 'probe.csv', 'train-threshold0.4/layers.csv', 'train-threshold0.4/layers.csv', 'dilution.csv'])))
 def test_papermill_runs_it_with_other_parameters(name, file, runs, tmp_path):
     done = papermill(name, tmp_path/'out.ipynb', 'arch=vgg6', 'd=4', 'labels=0,3,7', 'seed=2', 'epochs=2', 'layer=4', 'threshold=.4', 'images=train', f'runs={runs}')
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(runs/'vgg6-digits-labels0+3+7-d4-fast2-seed2'/file)
     if 'layer' in table: assert table.layer.tolist() == [4]
+    elif 'layers' in table: assert set(table.layers) == {'3+4'}
     else: assert table.epoch.tolist() == [1, 2]
 
 
