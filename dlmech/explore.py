@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data import Batches, Data, get_data, read_image, to_float
-from .figures import CURVES, KINDS, SIGNED, card_text, draw_curves, draw_filter, kinds_legend, relabel
+from .figures import CURVES, KINDS, SIGNED, brief, card_text, draw_curves, draw_filter, kinds_legend, relabel
 from .filter import Picks, asked_images, filter_rows, filtered, normalised, pick, snr
 from .arch import Trunk, evaluating, module_path
 from .model import asked_layers, model_of, resolve, start
@@ -227,7 +227,7 @@ def top_images(run: Opened, n: int, f: int) -> tuple[Tensor, list[str]]:
     images, top = asked_images(run), {k: v[f].tolist() for k, v in run.layer(n).top.items()}
     rows = [(*images[i], field, out) for i, field, out in zip(top['image'], top['field'], top['output']) if i >= 0]
     if not rows: return torch.zeros(0, 1, 1, 3, dtype=torch.uint8), []
-    return torch.stack([r[0].cpu() for r in rows]), [f'{run.names[y]} → {run.names[out]}\n{field:.2g}' for _, y, field, out in rows]
+    return torch.stack([r[0].cpu() for r in rows]), [f'{brief(run.names[y])}\n→ {brief(run.names[out])} {field:.2g}' for _, y, field, out in rows]
 
 # %% ../nbs/06_explore.ipynb #0d0da262
 def over(pictures: Tensor, # (B, H, W, 3) uint8
