@@ -11,7 +11,7 @@ from torch import nn
 
 from dlmech.afcc import masked, random_labels, shared, widen
 from dlmech.arch import get_model
-from dlmech.compact import SparseLinear, as_blocks, as_groups, blocks_of, cut_out, cuttable, in_fastest_form, macs, times, with_run_time_masks
+from dlmech.compact import SparseLinear, as_blocks, as_groups, blocks_of, cut_out, cuttable, in_fastest_form, macs, median_seconds, with_run_time_masks
 
 
 def row(what, a, b, aim, holds):
@@ -21,7 +21,7 @@ def row(what, a, b, aim, holds):
 
 
 def pair(what, first, second, x, repeats, aim='', holds=None):
-    t = times({'first': first, 'second': second}, x, repeats)
+    t = median_seconds({'first': first, 'second': second}, x, repeats)
     row(what, t['first'], t['second'], aim, holds)
 
 

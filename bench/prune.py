@@ -10,7 +10,7 @@ import argparse, time
 from dlmech.compare import Ready, TABLES, dilution_table, gather, head_table, latency_table, removal_table, scratch_table
 from dlmech.model import start
 from dlmech.scores import SCORES
-from dlmech.universality import RESULTS
+from dlmech.run import RESULTS
 
 a = argparse.ArgumentParser()
 a.add_argument('--arch', default='vgg6'); a.add_argument('--dataset', default='digits'); a.add_argument('--d', type=int, default=16)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTED', 'PASSES', 'MIXES', 'FUNCTIONS', 'graph_of', 'passes', 'walk_back', 'Link', 'obstacle', 'what', 'links',
-           'weights_of', 'link_between', 'on_train', 'measured', 'labels_of', 'shared', 'rescue', 'widen',
-           'check_counts', 'afcc_masks', 'holding', 'Diluted', 'masked', 'beside', 'only_training', 'retrain',
-           'training_batches', 'dilute', 'random_labels', 'random_afcc', 'from_scratch']
+           'weights_of', 'link_between', 'measured', 'labels_of', 'shared', 'rescue', 'widen', 'check_counts',
+           'afcc_masks', 'holding', 'Diluted', 'masked', 'beside', 'only_training', 'retrain', 'training_batches',
+           'dilute', 'random_labels', 'random_afcc', 'from_scratch']
 
 # %% ../nbs/04_afcc.ipynb #f324e006
 import copy, warnings
@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .arch import FOLLOWS, layer_numbers, module_path
+from .arch import CONVS, FOLLOWS, layer_numbers, module_path
 from .data import Batches
-from .filter import filtered
+from .filter import averaged_over, filtered
 from .model import get_recipe, mixed, new_model, train
 from .network import Measurement, as_batches
 from .run import DlmechError, ParameterError, Run, check_int, generator, one_of, progress, read_csv, read_part
 
 # %% ../nbs/04_afcc.ipynb #2387cd7d
-WEIGHTED = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
+WEIGHTED = *CONVS, nn.Linear
 PASSES = FOLLOWS | {f'torch.nn.modules.{m}' for m in ('flatten', 'padding', 'upsampling')}
 MIXES = 'MultiheadAttention', 'GLU', 'Softmax', 'Softmax2d', 'LogSoftmax' # they lie among the activations
 FUNCTIONS = set('relu relu_ relu6 leaky_relu elu selu gelu silu mish hardswish hardtanh sigmoid tanh softplus dropout contiguous '
@@ -125,22 +125,15 @@ def link_between(net: nn.Module, a: str, b: str # measured layers; b may be 'out
     return link
 
 # %% ../nbs/04_afcc.ipynb #8aba4603
-def on_train(run: Run) -> Run:
-    "The same run, its fields averaged over the training images."
-    run = copy.copy(run)
-    run.params = replace(run.params, images='train')
-    return run
-
 def measured(found: Run|Measurement, layer: int|str) -> tuple[str, pd.DataFrame, Tensor]:
-    "The layer's module path, its table of filters, and its fields on the diagonal (C, K): each label's on its own output."
+    "The layer's module path, its table of filters, and its fields (C, K, K), over training images."
     if isinstance(found, Run):
-        run, [n] = on_train(found), layer_numbers(layer, found.layers, found.params.arch)
+        run, [n] = averaged_over(found, 'train'), layer_numbers(layer, found.layers, found.params.arch)
         filtered(run, [n])
-        M = read_part(run.tables/f'fields-{n}.safetensors', 'fields', slice(None))
-        return found.layers[n-1], read_csv(run.tables/f'filters-{n}.csv'), M.diagonal(dim1=1, dim2=2)
+        return found.layers[n-1], read_csv(run.tables/f'filters-{n}.csv'), read_part(run.tables/f'fields-{n}.safetensors', 'fields', slice(None))
     if isinstance(found, Measurement):
         n = layer_numbers(layer, list(found.parts), 'this measurement')[0]
-        return list(found.parts)[n-1], found.filters(n), found.fields(n).diagonal(dim1=1, dim2=2).cpu()
+        return list(found.parts)[n-1], found.filters(n), found.fields(n).cpu()
     raise ParameterError(f'found: a run or a measurement says what the filters do, a {type(found).__name__} does not; measure the network first, with dlmech.measure(model, train, train)')
 
 # %% ../nbs/04_afcc.ipynb #ca43aeaf
@@ -199,12 +192,12 @@ def afcc_masks(net: nn.Module, found: Run|Measurement,
     of = {p: labels_of(t, K) for p, t, _ in parts} | (labels or {}) | {'output': torch.eye(K).bool()}
     names, alive = [p for p, *_ in parts] + ['output'] * ('output' in layers), torch.ones(len(parts[0][1]), dtype=torch.bool)
     masks, rows = {}, []
-    for (a, _, diagonal), b in zip(parts, names[1:]):
+    for (a, _, M), b in zip(parts, names[1:]):
         link = link_between(net, a, b)
         weight = modules[link.target].weight
         check_counts(a, b, (len(of[a]), len(of[b])), (len(modules[link.source].weight), len(weight)))
         mask = shared(of[b], of[a])
-        cut = rescue(mask, of[b], diagonal, alive)
+        cut = rescue(mask, of[b], M.diagonal(dim1=1, dim2=2), alive)
         if not mask.any(): raise DlmechError(f'layers: {a} to {b}: no filter of {b} has a cluster, so AFCC would keep nothing; a lower threshold may help')
         alive = (mask & alive).any(1)
         masks[link.target] = widen(mask, weight)
@@ -335,7 +328,7 @@ def random_labels(C: int, K: int, n: int = 5, # labels of each filter
 def random_afcc(net: nn.Module, found: Run|Measurement, layers: list, n: int = 5, seed: int = 0):
     "Masks and table as `afcc_masks` makes them, from `n` random labels for each filter."
     parts = [measured(found, l) for l in layers if l != 'output']
-    labels = {path: random_labels(len(table), diagonal.shape[1], n, seed + i) for i, (path, table, diagonal) in enumerate(parts)}
+    labels = {path: random_labels(*M.shape[:2], n, seed + i) for i, (path, _, M) in enumerate(parts)}
     return afcc_masks(net, found, layers, labels)
 
 def from_scratch(run: Run, masks: dict[str, Tensor], table: pd.DataFrame = None, seed: int = 0) -> Diluted:

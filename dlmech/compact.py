@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NORMS', 'ALIKE', 'by_itself', 'cuttable', 'by_filter', 'arriving', 'fold_constants', 'carry', 'resized',
            'with_weights', 'norm_with', 'put', 'select', 'cut_out', 'blocks_of', 'Blocks', 'Gathered', 'as_blocks',
-           'as_groups', 'SparseLinear', 'times', 'forms_of', 'in_fastest_form', 'compact', 'macs', 'sizes', 'Times',
-           'with_run_time_masks', 'compare', 'spec', 'from_spec', 'save_compact', 'load_compact', 'written_out',
-           'exported', 'to_onnx']
+           'as_groups', 'SparseLinear', 'median_seconds', 'forms_of', 'in_fastest_form', 'compact', 'macs', 'sizes',
+           'Masked', 'with_run_time_masks', 'compare_networks', 'spec', 'from_spec', 'save_compact', 'load_compact',
+           'written_out', 'exported', 'to_onnx']
 
 # %% ../nbs/04_compact.ipynb #4af7124c
 import copy, json, os, statistics, tempfile, time
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 
-from .afcc import Diluted, Link, links
-from .arch import evaluating
+from .afcc import PASSES, WEIGHTED, Diluted, Link, links
+from .arch import CONVS, evaluating
 from .run import DlmechError, one_of, read_tensors, write_tensors
 
 # %% ../nbs/04_compact.ipynb #b5306086
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-ALIKE = {f'torch.nn.modules.{m}' for m in ('activation', 'pooling', 'dropout', 'flatten', 'padding', 'upsampling')}
+ALIKE = PASSES - {f'torch.nn.modules.{m}' for m in ('batchnorm', 'normalization', 'instancenorm')}
 
 def by_itself(m: nn.Module) -> bool:
     "Whether the module treats each filter by itself."
@@ -213,7 +213,7 @@ class SparseLinear(nn.Module):
 
 # %% ../nbs/04_compact.ipynb #72aa7b6e
 @torch.no_grad()
-def times(forms: dict, # name: a module, or anything to call
+def median_seconds(forms: dict, # name: a module, or anything to call
           x: Tensor, repeats: int = 9) -> dict[str, float]:
     "Median seconds of each form on `x`, the forms run in turn in this process."
     wait = torch.cuda.synchronize if x.is_cuda else lambda: None
@@ -255,7 +255,7 @@ def in_fastest_form(net: nn.Module, x: Tensor, by: float = .9, # a form must tak
         given = arriving(net, path, x)
         forms = {k: (m, order) for k, (m, order) in forms_of(net.get_submodule(path), **kwargs).items() if path in reorder or (order == np.arange(len(order))).all()}
         if len(forms) < 2: continue
-        took = times({k: m for k, (m, _) in forms.items()}, given)
+        took = median_seconds({k: m for k, (m, _) in forms.items()}, given)
         best = min(took, key=took.get)
         if took[best] >= by * took['dense']: best = 'dense'
         form, order = forms[best]
@@ -290,7 +290,7 @@ def macs(net: nn.Module, x: Tensor # (1, …)
         if isinstance(m, SparseLinear): total[0] += len(m.values)
         else: total[0] += out[0].numel() * m.weight[0].numel()
     for m in net.modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, SparseLinear)): hooks.append(m.register_forward_hook(count))
+        if isinstance(m, (*WEIGHTED, SparseLinear)): hooks.append(m.register_forward_hook(count))
     try:
         with evaluating(net), torch.no_grad(): net(x[:1])
     finally: [h.remove() for h in hooks]
@@ -299,7 +299,7 @@ def macs(net: nn.Module, x: Tensor # (1, …)
 # %% ../nbs/04_compact.ipynb #9b20a064
 def sizes(net: nn.Module, x: Tensor) -> dict:
     "Weights, the share of them that is not zero, parameters, multiply-adds, and bytes as safetensors."
-    weights = [m.weight for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))] + [m.values for m in net.modules() if isinstance(m, SparseLinear)]
+    weights = [m.weight for m in net.modules() if isinstance(m, WEIGHTED)] + [m.values for m in net.modules() if isinstance(m, SparseLinear)]
     n, left = sum(w.numel() for w in weights), sum(int((w != 0).sum()) for w in weights)
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(Path(folder)/'net.safetensors', net.state_dict())
@@ -308,7 +308,7 @@ def sizes(net: nn.Module, x: Tensor) -> dict:
                 macs=macs(net, x), file_bytes=size)
 
 # %% ../nbs/04_compact.ipynb #b7b2fa3a
-class Times(nn.Module):
+class Masked(nn.Module):
     "Multiplies a weight by its mask."
     def __init__(self, mask: Tensor): super().__init__(); self.register_buffer('mask', mask)
     def forward(self, w: Tensor) -> Tensor: return w * self.mask
@@ -316,19 +316,19 @@ class Times(nn.Module):
 def with_run_time_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     "A copy of `model` whose weights are multiplied by their masks at every pass."
     net = copy.deepcopy(model)
-    for path, mask in masks.items(): nn.utils.parametrize.register_parametrization(net.get_submodule(path), 'weight', Times(mask.float()))
+    for path, mask in masks.items(): nn.utils.parametrize.register_parametrization(net.get_submodule(path), 'weight', Masked(mask.float()))
     return net
 
 # %% ../nbs/04_compact.ipynb #734fb57a
 @torch.no_grad()
-def compare(dense: nn.Module, d: Diluted, small: nn.Module, x: Tensor, # images; they are repeated to fill a batch
+def compare_networks(dense: nn.Module, d: Diluted, small: nn.Module, x: Tensor, # images; they are repeated to fill a batch
             batches=(1, 256), repeats: int = 9) -> pd.DataFrame:
     "Dense, masked at run time, and compact: sizes, seconds at each batch, and times faster than dense, all measured in turn in this process."
     forms = {'dense': dense, 'masked': with_run_time_masks(d.net, d.masks), 'compact': small}
     for net in forms.values(): net.eval()
     table = pd.DataFrame([dict(network=name, **sizes(d.net if name == 'masked' else net, x)) for name, net in forms.items()])
     for n in batches:
-        took = times(forms, x[torch.arange(n, device=x.device) % len(x)], repeats)
+        took = median_seconds(forms, x[torch.arange(n, device=x.device) % len(x)], repeats)
         table[f'seconds_{n}'] = [took[name] for name in forms]
         table[f'faster_{n}'] = [took['dense'] / took[name] for name in forms]
     return table
@@ -339,7 +339,7 @@ def spec(m: nn.Module) -> dict|None:
     if isinstance(m, Blocks): return dict(kind='blocks', parts=[spec(p) for p in m.parts])
     if isinstance(m, Gathered): return dict(kind='gathered', reads=len(m.reads), part=spec(m.conv))
     if isinstance(m, SparseLinear): return dict(kind='csr', shape=m.shape, n=len(m.values), bias=m.bias is not None)
-    if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)): return dict(kind='layer', inputs=m.in_channels, outputs=m.out_channels, groups=m.groups, bias=m.bias is not None)
+    if isinstance(m, CONVS): return dict(kind='layer', inputs=m.in_channels, outputs=m.out_channels, groups=m.groups, bias=m.bias is not None)
     if isinstance(m, nn.Linear): return dict(kind='layer', inputs=m.in_features, outputs=m.out_features, groups=1, bias=m.bias is not None)
     if isinstance(m, NORMS): return dict(kind='norm', n=m.num_features)
     if isinstance(m, nn.PReLU): return dict(kind='norm', n=m.num_parameters)

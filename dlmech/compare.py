@@ -15,16 +15,16 @@ import copy
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 
-from .afcc import Diluted, afcc_masks, from_scratch, link_between, masked, on_train, random_labels, retrain, weights_of, widen
+from .afcc import Diluted, afcc_masks, from_scratch, link_between, masked, random_labels, retrain, weights_of, widen
 from .arch import Trunk
-from .compact import compact, compare, cut_out, macs
+from .compact import compact, compare_networks, cut_out, macs
 from .data import Batches
-from .filter import filtered, normalised, pick
+from .filter import averaged_over, filtered, normalised, pick
 from .model import success_rate, trained
-from .probe import probed
-from .run import DlmechError, Run, generator, locked, one_of, read_csv, write_csv
+from .probe import merge_rows, probed
+from .run import RESULTS, DlmechError, Run, generator, locked, one_of, read_csv, write_csv
 from .scores import KERNELS, PHASE3, SCORES, best, facts, fields_of, head_trials, keepers, kept_maps, magnitude_masks, remove, split
-from .universality import RESULTS, interval
+from .stats import interval
 
 # %% ../nbs/04_compare.ipynb #cde09bbf
 def as_key(row, names) -> tuple: return tuple(f'{row[n]:g}' if isinstance(row[n], (int, float)) else str(row[n]) for n in names)
@@ -53,7 +53,7 @@ class Ready:
         self.test = Batches(run.data.test, 250, run.device)
         self.paths = [run.layers[n-1] for n in layers]
         self.at = weights_of(self.net, self.paths[0])                               # the network is split before it
-        filtered(on_train(run), layers)                                             # heads and fields of all layers at once
+        filtered(averaged_over(run, 'train'), layers)                                   # heads and fields of all layers at once
         self.facts = facts(self.net, run, layers, self.train)
         self.x = next(iter(self.test))[0]
         self.test_maps, self.train_maps = None, None
@@ -218,7 +218,7 @@ def latency_table(ready: Ready, scores=('carried signal',), fractions=(.25, .5, 
     def row(d: Diluted, sr: float) -> dict:
         small, *_ = compact(d, ready.x)
         with torch.no_grad(): off = float((small(ready.x) - d.net(ready.x)).abs().max())
-        t = compare(ready.net, d, small, ready.x, repeats=repeats).set_index('network')
+        t = compare_networks(ready.net, d, small, ready.x, repeats=repeats).set_index('network')
         return dict(test_success_rate=sr, dilution=d.dilution, agreement=off,
                     **{f'{c}_{n}': t[c][n] / (t[c]['dense'] if c in ('parameters', 'macs', 'file_bytes') else 1)
                        for n in ('masked', 'compact') for c in ('density', 'parameters', 'macs', 'file_bytes', 'faster_1', 'faster_256')})
@@ -314,12 +314,8 @@ def gather(runs: list[Run], folder=None # where to write them, as afcc-<table>.c
         parts = [read_csv(r.file(f'{name}.csv')).assign(run=r.path.name, arch=r.params.arch, dataset=r.params.dataset, d=r.params.d, seed=r.params.seed)
                  for r in runs if r.file(f'{name}.csv').exists()]
         if not parts: continue
-        new = pd.concat(parts, ignore_index=True).astype(dict(layers=str))
-        if folder is not None:
-            path = folder/f'afcc-{name}.csv'
-            if path.exists(): old = read_csv(path).astype(dict(layers=str)); new = pd.concat([old[~old.run.isin(new.run)], new], ignore_index=True)
-            write_csv(path, new)
-        found[name] = new
+        new = pd.concat(parts, ignore_index=True)
+        found[name] = (new if folder is None else merge_rows(folder/f'afcc-{name}.csv', new, ['run'])).astype(dict(layers=str))
     return found
 
 def results(name: str) -> pd.DataFrame:

@@ -8,7 +8,6 @@ __all__ = ['NETWORKS', 'STABLE', 'THRESHOLDS', 'LOOKS', 'shuffled', 'warmed', 'c
            'finished_run', 'tables_of', 'reproduce', 'usual', 'trend', 'trends', 'with_controls', 'compare_figure']
 
 # %% ../nbs/05_controls.ipynb #1f6f99e9
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 
 from .data import Batches, Data, FileSet, ImageSet
 from .figures import KINDS
-from .filter import asked_images, chunks, fields, filter_rows, filtered, layer_row, layer_sums, normalised, observe, pick
+from .filter import asked_images, averaged_over, chunks, fields, filtered, measure_fields, normalised, observe, pick
 from .model import get_recipe, new_model, resolve, start, train
 from .probe import Heads, probed
 from .run import ParameterError, Parameters, Run, base, check_int, check_parameters, generator, locked, one_of, progress, read_csv, read_part, run_name, write_csv, write_tensors
-from .universality import HOLDS, NOT, PART, interval
+from .stats import interval
+from .universality import HOLDS, NOT, PART
 
 # %% ../nbs/05_controls.ipynb #55a102e3
 def shuffled(data: Data, seed: int = 0) -> Data:
@@ -60,14 +60,9 @@ def control(network: str, **params # of `Parameters`
 def at_threshold(run: Run, n: int,  # layer
                  threshold: float) -> dict:
     "The layer's means and SNR as in layers.csv, at another threshold, from the fields that the run keeps."
-    K, rows, sums = run.data.K, [], {'': 0, '_active': 0}
-    for c in chunks(len(read_csv(run.tables/f'filters-{n}.csv')), K*K):
-        M = read_part(run.tables/f'fields-{n}.safetensors', 'fields', c)                   # (c, K, K)
-        normal = normalised(M); picked = pick(normal, threshold)
-        rows.append(filter_rows(M, picked, torch.zeros(len(M), K, dtype=torch.int64), c.start))
-        active = picked.sizes.sum(1) > 0
-        for suffix, which in ('', torch.ones_like(active)), ('_active', active): sums[suffix] = sums[suffix] + layer_sums(normal, picked, which)
-    return layer_row(pd.concat(rows, ignore_index=True), sums, K)
+    C, K = len(read_csv(run.tables/f'filters-{n}.csv')), run.data.K
+    parts = ((c, read_part(run.tables/f'fields-{n}.safetensors', 'fields', c)) for c in chunks(C, K*K))
+    return measure_fields(parts, torch.zeros(C, K, dtype=torch.int64), threshold)[1]        # who wins is not asked
 
 # %% ../nbs/05_controls.ipynb #95b4bae4
 def grouped(s: ImageSet|FileSet, # images of K labels
@@ -157,7 +152,7 @@ def layer_rows(run: Run, thresholds=THRESHOLDS) -> pd.DataFrame:
     filtered(run, numbers)
     inputs = read_csv(run.file('probe.csv')).set_index('layer').inputs
     for images in ('test', 'train'):
-        at = copy(run); at.params = replace(run.params, images=images)
+        at = averaged_over(run, images)
         for row in filtered(at, numbers).drop(columns='name').to_dict('records'):
             share = read_csv(at.tables/f'filters-{row["layer"]}.csv').winner_share.mean()
             row = dict(images=images, threshold=run.params.threshold, pixels=inputs[row['layer']] // row['filters'], winner_share=share) | row

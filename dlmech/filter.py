@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['CHUNK', 'ROOM', 'LabelSums', 'chunks', 'Responses', 'channels_first', 'observe', 'label_means', 'fields',
            'normalised', 'clip', 'clusters', 'Picks', 'pick', 'filter_rows', 'layer_sums', 'snr', 'layer_row',
-           'measure_layer', 'write_layer', 'asked_images', 'filtered', 'filter_card', 'run_card']
+           'measure_fields', 'measure_layer', 'write_layer', 'averaged_over', 'asked_images', 'filtered', 'filter_card',
+           'run_card']
 
 # %% ../nbs/03_filter.ipynb #9e03adf2
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -230,6 +232,19 @@ def layer_row(filters: pd.DataFrame, sums: dict[str, np.ndarray], K: int) -> dic
     return row
 
 # %% ../nbs/03_filter.ipynb #7820f6a7
+def measure_fields(parts,           # (slice, (c, K, K) fields) of the layer's filters, in order
+                   wins: Tensor,    # (C, K) how often each output won
+                   threshold: float = .3) -> tuple[pd.DataFrame, dict]:
+    "A layer's table of filters and its summary, from its fields part by part."
+    rows, sums = [], {'': 0, '_active': 0}
+    for c, M in parts:
+        normal = normalised(M); picked = pick(normal, threshold)
+        rows.append(filter_rows(M, picked, wins[c], c.start))
+        active = picked.sizes.sum(1) > 0
+        for suffix, which in ('', torch.ones_like(active)), ('_active', active): sums[suffix] = sums[suffix] + layer_sums(normal, picked, which)
+    filters = pd.concat(rows, ignore_index=True)
+    return filters, layer_row(filters, sums, wins.shape[1])
+
 def measure_layer(means: Tensor,   # (K, C, h, w) label means
                   weight: Tensor,  # (K, C, h, w) head
                   wins: Tensor,    # (C, K) how often each output won
@@ -238,17 +253,13 @@ def measure_layer(means: Tensor,   # (K, C, h, w) label means
                  ) -> tuple[pd.DataFrame, dict]:
     "A layer's table of filters and its summary (phase 3), in bounded memory."
     K, C = means.shape[:2]
-    rows, sums = [], {'': 0, '_active': 0}
-    for c in chunks(C, K*K):
-        try: M = fields(means[:, c], weight[:, c])
-        except DlmechError: fields(means, weight); raise
-        keep(M.cpu().numpy())
-        normal = normalised(M); picked = pick(normal, threshold)
-        rows.append(filter_rows(M, picked, wins[c], c.start))
-        active = picked.sizes.sum(1) > 0
-        for suffix, which in ('', torch.ones_like(active)), ('_active', active): sums[suffix] = sums[suffix] + layer_sums(normal, picked, which)
-    filters = pd.concat(rows, ignore_index=True)
-    return filters, layer_row(filters, sums, K)
+    def parts():
+        for c in chunks(C, K*K):
+            try: M = fields(means[:, c], weight[:, c])
+            except DlmechError: fields(means, weight); raise
+            keep(M.cpu().numpy())
+            yield c, M
+    return measure_fields(parts(), wins, threshold)
 
 # %% ../nbs/03_filter.ipynb #f979fd09
 def write_layer(run: Run, n: int, sums: LabelSums, responses: Responses, weight: Tensor) -> dict:
@@ -263,6 +274,13 @@ def write_layer(run: Run, n: int, sums: LabelSums, responses: Responses, weight:
     return {'layer': n, 'name': path, 'filters': row.pop('filters'), 'dead': row.pop('dead'), 'success_rate': probe.test_success_rate[n], **row}
 
 # %% ../nbs/03_filter.ipynb #46b045f6
+def averaged_over(run: Run, images: str # test or train
+                 ) -> Run:
+    "The same run, its fields averaged over these images."
+    other = copy(run)
+    other.params = replace(run.params, images=images)
+    return other
+
 def asked_images(run: Run):
     "The images that the run's fields are averaged over."
     return run.data.test if run.params.images == 'test' else run.data.train

@@ -178,10 +178,12 @@ def probe_table(run: Run, net: nn.Module, heads: Heads) -> pd.DataFrame:
                               train_success_rate=train_sr[p], test_success_rate=test_sr[p]) for p in heads.paths])
 
 # %% ../nbs/02_probe.ipynb #a4f66666
-def merge_rows(path: Path, new: pd.DataFrame) -> pd.DataFrame:
-    "The table at `path` with the rows `new`, which replace those of the same layer; written, sorted by layer."
-    old = read_csv(path) if path.exists() else new[:0]
-    table = pd.concat([t for t in (old[~old.layer.isin(new.layer)], new) if len(t)]).sort_values('layer', ignore_index=True)
+def merge_rows(path: Path, new: pd.DataFrame, by=('layer',) # columns
+              ) -> pd.DataFrame:
+    "The table at `path` with the rows `new`, which replace those of the same layer (or the same `by`); written, and sorted so."
+    old, by = read_csv(path) if path.exists() else new[:0], list(by)
+    kept = old[~pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(new[by]))]
+    table = pd.concat([t for t in (kept, new) if len(t)]).sort_values(by, ignore_index=True, kind='stable')
     write_csv(path, table)
     return table
 

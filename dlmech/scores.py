@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .afcc import Diluted, Link, graph_of, links, masked, measured, on_train, weights_of
+from .afcc import Diluted, Link, graph_of, links, masked, measured, weights_of
 from .compact import NORMS, by_filter, cuttable
 from .filter import LabelSums, Picks, chunks, normalised, pick
 from .arch import evaluating
 from .network import Measurement
-from .run import DlmechError, ParameterError, Run, generator, one_of, progress, read_part
+from .run import DlmechError, ParameterError, Run, generator, one_of, progress
 
 # %% ../nbs/04_scores.ipynb #a2471752
 def reader_of(net: nn.Module, layer: str # module path of a measured layer
@@ -90,10 +90,8 @@ def gain_of(net: nn.Module, path: str) -> Tensor: # (G,)
 # %% ../nbs/04_scores.ipynb #955cf52b
 def fields_of(found: Run|Measurement, layer) -> tuple[str, Tensor, float]:
     "A measured layer's path, its fields (C, K, K) over training images, and the threshold."
-    path, *_ = measured(found, layer)
-    if isinstance(found, Measurement): return path, found.fields(path), found.threshold
-    run = on_train(found)
-    return path, read_part(run.tables/f'fields-{run.layers.index(path)+1}.safetensors', 'fields', slice(None)), run.params.threshold
+    path, _, M = measured(found, layer)
+    return path, M, found.params.threshold if isinstance(found, Run) else found.threshold
 
 def facts(net: nn.Module, found: Run|Measurement, layers: list, # numbers or module paths
           batches # of training images

@@ -3,10 +3,11 @@
     python tests/refresh.py                 the README alone
     python tests/refresh.py 03_filter …     run these notebooks first (all: every one but those that need data fetched before)
 """
-import subprocess, sys
+import base64, io, subprocess, sys
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 from nbconvert import MarkdownExporter
 
 TOP = Path(__file__).resolve().parent.parent
@@ -24,14 +25,24 @@ def readme() -> str:
     return '<!-- made from nbs/index.ipynb by tests/refresh.py -->\n\n' + text.replace('](images/', '](nbs/images/').strip() + '\n'
 
 
+def smaller(png: str) -> str:
+    "A picture (PNG in base64) with a palette, if that makes it smaller."
+    out = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
+    return min(png, base64.b64encode(out.getvalue()).decode(), key=len)
+
+
 def execute(name: str):
-    "Runs a notebook where JupyterLab would; progress bars are not kept."
+    "Runs a notebook where JupyterLab would; progress bars are not kept, and pictures keep 256 colours, which figures do with."
     from nbclient import NotebookClient
     path = NBS/f'{name}.ipynb'
     nb = nbformat.read(path, 4)
     NotebookClient(nb, timeout=3600, resources={'metadata': {'path': NBS}}).execute()
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
+        if c.cell_type == 'code':
+            c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
+            for o in c.outputs:
+                if 'image/png' in o.get('data', {}): o.data['image/png'] = smaller(o.data['image/png'])
     nbformat.write(nb, path)
 
 

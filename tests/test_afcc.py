@@ -5,11 +5,12 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from torch import nn
 
 import dlmech
-from dlmech.afcc import (Link, afcc_masks, dilute, holding, labels_of, link_between, links, masked, on_train, random_afcc,
+from dlmech.afcc import (Link, afcc_masks, dilute, holding, labels_of, link_between, links, masked, random_afcc,
                          random_labels, rescue, retrain, shared, weights_of)
 from dlmech.compact import compact, cut_out, cuttable, exported, forms_of, load_compact, macs, put, save_compact, select, sizes, to_onnx
 from dlmech.arch import translated
 from dlmech.compare import TABLES, gather, results
+from dlmech.filter import averaged_over
 from dlmech.model import start, trained
 from dlmech.run import DlmechError, ParameterError, read_csv
 from dlmech.scores import SCORES, facts, keepers, label_signal, remove, split
@@ -80,7 +81,7 @@ def test_a_runs_masks_come_from_training_images_whatever_it_says(run):
     masks, _ = afcc_masks(net, run, [4, 5, 'output'])
     table = read_csv(run.path/'train'/'filters-5.csv')
     assert (masks['fc.1'].T == labels_of(table, 10)).all() and not (run.path/'filters-5.csv').exists()
-    assert on_train(run).params.images == 'train' and run.params.images == 'test'
+    assert averaged_over(run, 'train').params.images == 'train' and run.params.images == 'test'
 
 
 def test_random_afcc_keeps_what_random_labels_share(run):

@@ -4,7 +4,8 @@ import json, os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest
 
 from dlmech.run import DlmechError, ParameterError, read_csv
-from dlmech.universality import fit_line, hardly_depends, interval, row_file, planned, sweep, sweep_figure, sweep_file, t_factor, told, verdicts
+from dlmech.stats import fit_line, interval, t_factor
+from dlmech.universality import hardly_depends, row_file, planned, sweep, sweep_figure, sweep_file, told, verdicts
 
 TINY = dict(arch='vgg6', dataset='digits', d=2, epochs=1)
 
