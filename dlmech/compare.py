@@ -23,7 +23,7 @@ from .filter import averaged_over, filtered, normalised, pick
 from .model import success_rate, trained
 from .probe import merge_rows, probed
 from .run import RESULTS, DlmechError, Run, generator, locked, one_of, read_csv, write_csv
-from .scores import KERNELS, PHASE3, SCORES, best, facts, fields_of, head_trials, keepers, kept_maps, magnitude_masks, remove, split
+from .scores import KERNELS, PHASE3, SCORES, best, facts, fields_of, head_trials, keep_best, kept_maps, magnitude_masks, remove, split
 from .stats import interval
 
 # %% ../nbs/04_compare.ipynb #cde09bbf
@@ -118,7 +118,7 @@ def without(ready: Ready, score: str, fraction: float, fill: str = 'zero') -> Di
     "The network in which nothing reads the share `fraction` of the layers' filters that `score` ranks lowest."
     rank = one_of('score', score, SCORES) and SCORES[score]
     seeded = dict(seed=ready.run.params.seed) if score == 'random' else {}
-    return remove(ready.net, ready.facts, {p: keepers(rank(k, **seeded), fraction) for p, k in ready.facts.items()}, fill)
+    return remove(ready.net, ready.facts, keep_best(ready.facts, lambda k: rank(k, **seeded), fraction), fill)
 
 def removed(ready: Ready, score: str, fraction: float, fill: str = 'zero') -> nn.Module:
     "The network without these filters, `score` one of ours or torch-pruning's."
@@ -216,7 +216,7 @@ def scratch_table(ready: Ready, ways: list[str] = WAYS) -> pd.DataFrame:
     return table[table.layers.astype(str) == name]
 
 # %% ../nbs/04_compare.ipynb #55c8bfdc
-ENDS = *(('filters by carried signal', share) for share in (.25, .5, .75)), ('AFCC', .3), ('AFCC', .7)
+ENDS = *(('filters by joint field', share) for share in (.25, .5, .75)), ('AFCC', .3), ('AFCC', .7)
 FILTERS = 'filters by '
 
 def pruned(ready: Ready, way: str, # a rule for kernels, or 'filters by' and a score

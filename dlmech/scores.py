@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PHASE3', 'BASELINES', 'SCORES', 'KERNELS', 'reader_of', 'Facts', 'Stream', 'streams', 'norm_among', 'gain_of',
            'fields_of', 'facts', 'noise', 'filter_snr', 'max_field', 'contrast', 'shape_contrast', 'coverage',
-           'label_signal', 'carried', 'carried_field', 'weight_norm', 'bn_scale', 'wanda', 'taylor', 'chance',
-           'keepers', 'mean_given', 'remove', 'split', 'kept_maps', 'kernel_norm', 'kernel_wanda', 'kernel_chance',
-           'best', 'magnitude_masks', 'head_factor', 'head_trials']
+           'kernel_fields', 'label_signal', 'carried', 'carried_field', 'pair_fields', 'joint_field', 'weight_norm',
+           'bn_scale', 'wanda', 'taylor', 'chance', 'keepers', 'keep_best', 'mean_given', 'remove', 'split',
+           'kept_maps', 'kernel_norm', 'kernel_wanda', 'kernel_chance', 'best', 'magnitude_masks', 'head_factor',
+           'head_trials']
 
 # %% ../nbs/04_scores.ipynb #7909f71c
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -131,23 +132,47 @@ def coverage(k: Facts) -> Tensor:
     return -(rank.amin(1).double() + rank.double().mean(1) / C)
 
 # %% ../nbs/04_scores.ipynb #e02f8496
+def kernel_fields(k: Facts, means: Tensor,                # (n, C spread, h, w)
+                  f: slice = slice(None), g: slice = slice(None) # which filters, and which of the reader's
+                 ) -> Tensor: # (C, n, G, positions)
+    "What each filter gives to each filter of the reader at each position, in units of what BatchNorm makes of it."
+    m, gain = k.reader, k.gain[g, None].float()
+    if isinstance(m, nn.Linear):
+        return torch.einsum('ncs,gcs->cng', means.reshape(len(means), len(k.own), -1)[:, f], by_filter(m, k.link)[g, f])[..., None] * gain
+    w = m.weight.detach()[g, f].transpose(0, 1)                                     # (C, G, kh, kw)
+    out = F.conv2d(means[:, f], w.reshape(-1, 1, *w.shape[2:]), None, m.stride, m.padding, m.dilation, groups=len(w))
+    return out.reshape(len(means), *w.shape[:2], -1).transpose(0, 1) * gain
+
 def label_signal(k: Facts, apart: bool = True # only what differs between labels, or all of it
                 ) -> Tensor: # (G, C) float64
     "Squared mean of what each filter gives to each filter of the reader for each label, exact from label means (ours)."
-    apart = (k.means - (k.means.mean(0) if apart else 0)).float()                   # (K, C spread, h, w)
-    m, G = k.reader, len(k.reader.weight)
-    if isinstance(m, nn.Linear):
-        each = torch.einsum('kcs,gcs->gck', apart.reshape(len(apart), len(k.own), -1), by_filter(m, k.link))
-        return each.double().pow(2).sum(2) * k.gain.double()[:, None]**2
-    signal, positions = [], apart[0, 0].numel()
-    for c in chunks(len(k.own), G * len(apart) * positions):
-        w = m.weight.detach()[:, c].transpose(0, 1).reshape(-1, 1, *m.weight.shape[2:])               # (c G, 1, kh, kw)
-        out = F.conv2d(apart[:, c], w, None, m.stride, m.padding, m.dilation, groups=c.stop - c.start)  # (K, c G, h', w')
-        signal.append(out.double().pow(2).sum((0, 2, 3)).reshape(-1, G).T)
-    return torch.cat(signal, 1) * k.gain.double()[:, None]**2
+    means = (k.means - (k.means.mean(0) if apart else 0)).float()                   # (K, C spread, h, w)
+    each = len(k.gain) * len(means) * means[0, 0].numel()
+    return torch.cat([kernel_fields(k, means, c).double().pow(2).sum((1, 3)).T for c in chunks(len(k.own), each)], 1)
 
 def carried(k: Facts) -> Tensor: return label_signal(k).sum(0).sqrt()
 def carried_field(k: Facts) -> Tensor: return label_signal(k, apart=False).sum(0).sqrt()
+
+# %% ../nbs/04_scores.ipynb #842f9f9c
+def pair_fields(k: Facts) -> Tensor: # (C, C) float64
+    "The product of what two filters give to the reader, summed over labels, its filters and positions; exact from label means (ours)."
+    C, each = len(k.own), k.means[0, 0].numel() * len(k.own)
+    total = torch.zeros(C, C, dtype=torch.float64)
+    for means in k.means.float().split(1):                                          # a label at a time
+        for g in chunks(len(k.gain), each):
+            v = kernel_fields(k, means, g=g).flatten(1)
+            total += v @ v.T
+    return total
+
+def joint_field(k: Facts) -> Tensor:
+    "The turn at which a filter goes, if each time the one goes that leaves the squared sum of what all that are gone gave smallest (ours)."
+    pairs = pair_fields(k)
+    turn, lost = torch.full((len(pairs),), torch.inf, dtype=torch.float64), pairs.diagonal().clone()  # lost: what the sum grows by
+    for i in range(len(pairs)):
+        f = int(lost.where(turn.isinf(), torch.inf).argmin())
+        turn[f] = i
+        lost += 2 * pairs[f]
+    return turn
 
 # %% ../nbs/04_scores.ipynb #ed227401
 def weight_norm(k: Facts) -> Tensor: return k.own.double().norm(dim=1)
@@ -159,7 +184,8 @@ def taylor(k: Facts) -> Tensor: return k.taylor
 def chance(k: Facts, seed: int = 0) -> Tensor: return torch.rand(len(k.own), generator=generator(seed, 'chance', k.link.source)).double()
 
 PHASE3 = {'noise': noise, 'filter SNR': filter_snr, 'largest field': max_field, 'label contrast': contrast,
-          'normalised contrast': shape_contrast, 'coverage': coverage, 'carried signal': carried, 'carried field': carried_field}
+          'normalised contrast': shape_contrast, 'coverage': coverage, 'carried signal': carried, 'carried field': carried_field,
+          'joint field': joint_field}
 BASELINES = {'weight norm': weight_norm, 'BatchNorm scale': bn_scale, 'Wanda': wanda, 'Taylor': taylor, 'random': chance}
 SCORES = PHASE3 | BASELINES
 
@@ -170,6 +196,15 @@ def keepers(score: Tensor, fraction: float) -> Tensor: # (C,) -> (C,) bool
     keep = torch.ones(len(score), dtype=torch.bool)
     keep[score.argsort(stable=True)[:min(round(fraction * len(score)), len(score) - 1)]] = False
     return keep
+
+def keep_best(known: dict[str, Facts], score, # Facts -> (C,)
+              fraction: float) -> dict[str, Tensor]: # {module path of a layer: (C,) bool}
+    "Which filters of each layer stay; from the last layer to the first, since what is given to a filter that is gone counts for nothing."
+    keep = {}
+    for path, k in reversed(known.items()):
+        reads = [keep[p] for p in keep if known[p].link.source == k.link.target]
+        keep[path] = keepers(score(replace(k, gain=k.gain * reads[0]) if reads else k), fraction)
+    return {path: keep[path] for path in known}
 
 def mean_given(k: Facts, keep: Tensor) -> Tensor: # (G,)
     "What the filters that go give to the reader's outputs on average over images and positions."

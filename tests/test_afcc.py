@@ -13,7 +13,7 @@ from dlmech.compare import TABLES, gather, results
 from dlmech.filter import averaged_over
 from dlmech.model import start, trained
 from dlmech.run import DlmechError, ParameterError, read_csv
-from dlmech.scores import SCORES, facts, keepers, label_signal, remove, split
+from dlmech.scores import SCORES, facts, joint_field, keep_best, keepers, label_signal, remove, split
 from test_network import blobs
 from test_notebooks import papermill
 
@@ -346,6 +346,30 @@ def test_facts_are_those_of_brute_force(measured_net):
         at = slice(4*f, 4*f+4)
         out = (means - means.mean(0))[:, at] @ W[:, at].T                                      # (K, G)
         assert torch.allclose(signal[:, f].float(), out.pow(2).sum(0), rtol=1e-3, atol=1e-9)
+
+
+def test_the_joint_field_lets_go_what_leaves_least_missing_among_what_stays(measured_net):
+    net, found, (x, y) = measured_net
+    known = facts(net, found, ['3', '6'], [(x, y)])
+    def slow(given, removed): return float(given(removed).pow(2).sum())                         # the squared sum of what the removed gave
+    def turns(given, C):
+        order = []
+        while len(order) < C: order.append(min((c for c in range(C) if c not in order), key=lambda c: slow(given, [*order, c])))
+        return order
+    def given_by(upto, rest, outputs):
+        A = net[:upto](x).detach()
+        means = torch.stack([A[y == l].mean(0) for l in range(4)]).double()
+        def given(removed):
+            left = torch.zeros_like(means); left[:, removed] = means[:, removed]
+            return (F.conv2d(left, rest.weight.double(), padding=1) if isinstance(rest, nn.Conv2d) else left.flatten(1) @ rest.weight.double().T)[:, outputs]
+        return given
+    with torch.no_grad():
+        last = turns(given_by(7, net[8], slice(None)), 12)
+        keep = keep_best(known, SCORES['joint field'], .5)
+        assert joint_field(known['6']).argsort().tolist() == last and keep['6'].tolist() == [c in last[6:] for c in range(12)]
+        first = turns(given_by(4, net[4], keep['6']), 8)                                        # what is given to filters that are gone does not count
+        assert keep['3'].tolist() == [c in first[4:] for c in range(8)]
+        assert joint_field(known['3']).argsort().tolist() == turns(given_by(4, net[4], slice(None)), 8)
 
 
 def test_removing_is_setting_the_maps_to_zero(measured_net):
