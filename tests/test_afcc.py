@@ -372,6 +372,20 @@ def test_the_joint_field_lets_go_what_leaves_least_missing_among_what_stays(meas
         assert joint_field(known['3']).argsort().tolist() == turns(given_by(4, net[4], slice(None)), 8)
 
 
+def test_thinet_samples_what_the_reader_is_given(measured_net):
+    net, found, (x, y) = measured_net
+    known = facts(net, found, ['3', '6'], [(x[:60], y[:60]), (x[60:], y[60:])])
+    with torch.no_grad(): conv_out, fc_in = net[4](net[:4](x)) - net[4].bias[:, None, None], net[:7](x).flatten(2)
+    k = known['3']
+    out = torch.einsum('ncr,gcr->ng', k.sample, net[4].weight.detach().flatten(2))             # each row is some position's; there are fewer than 2,000
+    every = conv_out.permute(0, 2, 3, 1).flatten(0, 2)
+    assert len(out) == 120*16 and max(float((every - o).abs().sum(1).min()) for o in out[::200]) < 1e-4
+    assert max(float((fc_in - s).abs().sum((1, 2)).min()) for s in known['6'].sample[::20]) < 1e-5
+    gone = torch.zeros(8); gone[SCORES['ThiNet'](k).argsort()[:3]] = 1
+    missing = lambda gone: float(torch.einsum('ncr,gcr,c->ng', k.sample, net[4].weight.detach().flatten(2), gone).pow(2).sum())
+    assert missing(gone) < missing(gone.flip(0)) and missing(gone) < missing(torch.ones(8))
+
+
 def test_removing_is_setting_the_maps_to_zero(measured_net):
     net, found, (x, y) = measured_net
     known = facts(net, found, ['3', '6'], [(x, y)])
