@@ -14,6 +14,7 @@ from dlmech.run import RESULTS
 
 a = argparse.ArgumentParser()
 a.add_argument('--arch', default='vgg6'); a.add_argument('--dataset', default='digits'); a.add_argument('--d', type=int, default=16)
+a.add_argument('--labels', default='all')
 a.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4]); a.add_argument('--layers', type=int, nargs='+', default=[4, 5])
 a.add_argument('--recipe', default='fast'); a.add_argument('--epochs', type=int, default=0, help='of phase 1; 0: as many as the recipe says')
 a.add_argument('--retrain', type=int, default=1, help='epochs of the short retraining'); a.add_argument('--images', type=int, default=10_000, help='training images to retrain on')
@@ -32,7 +33,7 @@ except ImportError: others = []; print('torch-pruning is not installed (pip inst
 runs = []
 for seed in a.seeds:
     t = time.time()
-    run = start(arch=a.arch, dataset=a.dataset, layer='all', d=a.d, seed=seed, recipe=a.recipe, epochs=a.epochs, runs=a.runs, root=a.root, device=a.device)
+    run = start(arch=a.arch, dataset=a.dataset, layer='all', labels=a.labels, d=a.d, seed=seed, recipe=a.recipe, epochs=a.epochs, runs=a.runs, root=a.root, device=a.device)
     runs.append(run)
     ready = Ready(run, a.layers, a.images)
     print(f'{run.path.name}: ready after {time.time()-t:.0f} s', flush=True)
