@@ -463,3 +463,15 @@ def test_shipped_tables_are_whole():
             dense = table[(table[by] == 'dense') & (table.get('epochs', 0) == 0)]
             assert sorted(zip(dense.run, dense.layers)) == sorted(set(zip(table.run, table.layers)))
     with pytest.raises(ParameterError, match="there is no 'speed'; it may be removal"): results('speed')
+
+
+def test_the_compact_network_lies_in_memory_as_the_dense_one(tmp_path):
+    for layout in (torch.channels_last, torch.contiguous_format):
+        net, (x, _) = net_and_images()
+        net = net.to(memory_format=layout).eval()
+        d = masked(net, {'8': torch.arange(48).expand(20, 48) >= 8, '4': (torch.arange(8) > 1)[None, :, None, None].expand(12, 8, 3, 3)})
+        small, _ = cut_out(d.net, x)
+        save_compact(tmp_path/'small.safetensors', small)
+        for made in (small, load_compact(tmp_path/'small.safetensors', net)):
+            for i in (0, 4): assert made[i].weight.is_contiguous(memory_format=layout) and len(made[i].weight) == {0: 6, 4: 10}[i]
+            assert torch.allclose(made(x), d.net(x), atol=1e-5)
