@@ -20,7 +20,7 @@ a.add_argument('--recipe', default='fast'); a.add_argument('--epochs', type=int,
 a.add_argument('--retrain', type=int, default=1, help='epochs of the short retraining'); a.add_argument('--images', type=int, default=10_000, help='training images to retrain on')
 a.add_argument('--tables', nargs='+', choices=TABLES, default=['removal', 'dilution', 'head', 'end', 'latency'])
 a.add_argument('--fractions', type=float, nargs='+', default=[.25, .5, .75, .9]); a.add_argument('--thresholds', type=float, nargs='+', default=[.3, .5, .7, .9])
-a.add_argument('--whole', action='store_true', help='of table end: retrain the whole network on all training images, augmented')
+a.add_argument('--whole', action='store_true', help='of table end: retrain the whole network as phase 1 trained it')
 a.add_argument('--ends', nargs='+', help='of tables end and latency: filters by a score at a share, or a rule for kernels at a threshold, as in "filters by noise:.5" "AFCC:.3"')
 a.add_argument('--scores', nargs='+', default=None); a.add_argument('--rules', nargs='+', default=None)
 a.add_argument('--runs', default='runs'); a.add_argument('--root', default=''); a.add_argument('--device', default='auto'); a.add_argument('--ship', action='store_true')

@@ -20,7 +20,7 @@ from .arch import Trunk
 from .compact import compact, compare_networks, cut_out, macs
 from .data import Batches
 from .filter import averaged_over, filtered, normalised, pick
-from .model import success_rate, trained
+from .model import get_recipe, success_rate, trained
 from .probe import merge_rows, probed
 from .run import RESULTS, DlmechError, Run, generator, locked, one_of, read_csv, write_csv
 from .scores import KERNELS, PHASE3, SCORES, best, facts, fields_of, head_trials, keep_best, kept_maps, magnitude_masks, remove, split
@@ -225,11 +225,13 @@ def pruned(ready: Ready, way: str, # a rule for kernels, or 'filters by' and a s
     "The network pruned one way, masks in place, not retrained."
     return without(ready, way.removeprefix(FILTERS), amount) if way.startswith(FILTERS) else masked(ready.net, rule_masks(ready, way, amount))
 
-def tried_whole(ready: Ready, d: Diluted, epochs: int, batch: int = 100) -> float:
-    "Test SR after so many epochs of the whole network over all training images, shifted and flipped; `d` is not changed."
-    train = Batches(ready.run.data.train, batch, ready.run.device, shuffle=True, shift=4, flip=ready.run.data.flip, seed=ready.run.params.seed)
+def tried_whole(ready: Ready, d: Diluted, epochs: int) -> float:
+    "Test SR after so many epochs of the whole network as phase 1 trained it, at a twentieth of its learning rate; `d` is not changed."
+    run, p = ready.run, ready.run.params
+    r = get_recipe(p.recipe, p.arch, run.data, p.epochs)
+    train = Batches(run.data.train, r.batch, run.device, shuffle=True, shift=4, flip=run.data.flip and r.flip, cutout=r.cutout, seed=p.seed)
     d = Diluted(copy.deepcopy(d.net), d.masks)
-    retrain(d, train, epochs, 'all')
+    retrain(d, train, epochs, 'all', r.lr/20, r.momentum, r.weight_decay, r.smoothing)
     return success_rate(d.net, ready.test)
 
 def end_table(ready: Ready, ends=ENDS, epochs: int = 1, whole: bool = False) -> pd.DataFrame:
