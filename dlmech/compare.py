@@ -6,8 +6,8 @@
 __all__ = ['RULES', 'WAYS', 'ENDS', 'FILTERS', 'TABLES', 'COLOURS', 'MARKS', 'PANELS', 'as_key', 'grow', 'Ready', 'Shuffled',
            'tried', 'by_torch_pruning', 'at_macs', 'without', 'removed', 'removal_table', 'labels_at', 'dealt_anew',
            'rule_masks', 'dilution_table', 'scratch_labels', 'scratch_table', 'pruned', 'tried_whole', 'end_table',
-           'latency_table', 'head_table', 'by_run', 'against', 'best_against_best', 'ahead_of', 'reach', 'gather',
-           'results', 'curves', 'removal_figure', 'dilution_figure', 'latency_figure']
+           'latency_table', 'head_table', 'by_run', 'against', 'verdict_of', 'best_against_best', 'standing', 'reach',
+           'gather', 'results', 'curves', 'removal_figure', 'dilution_figure', 'latency_figure']
 
 # %% ../nbs/04_compare.ipynb #07b93d4e
 import copy
@@ -297,6 +297,10 @@ def against(wide: pd.DataFrame, # of `by_run`
     return *interval(difference), len(difference)
 
 # %% ../nbs/04_compare.ipynb #5c0a7d05
+def verdict_of(difference: float, half: float, runs: int) -> str:
+    "Ahead or behind if the difference exceeds its interval."
+    return 'one run' if runs < 2 else 'ahead' if difference > half else 'behind' if difference < -half else 'level'
+
 def best_against_best(table: pd.DataFrame, by: str, # score or rule
                       ours: list[str], theirs: list[str],
                       each: list[str]               # columns that together say what is compared
@@ -307,20 +311,19 @@ def best_against_best(table: pd.DataFrame, by: str, # score or rule
         wide = by_run(t, by); mean = wide.mean()
         mine, other = mean[mean.index.isin(ours)].idxmax(), mean[mean.index.isin(theirs)].idxmax()
         m, half, n = against(wide, mine, other)
-        verdict = 'one run' if n < 2 else 'ahead' if m > half else 'behind' if m < -half else 'level'
-        rows.append(dict(zip(each, key)) | dict(ours=mine, SR=mean[mine], theirs=other, their_SR=mean[other], difference=m, half=half, runs=n, verdict=verdict))
+        rows.append(dict(zip(each, key)) | dict(ours=mine, SR=mean[mine], theirs=other, their_SR=mean[other], difference=m, half=half, runs=n, verdict=verdict_of(m, half, n)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_compare.ipynb #5c0a7d08
-def ahead_of(table: pd.DataFrame, by: str, ours: list[str], theirs: list[str], each: list[str] # as in `best_against_best`
+def standing(table: pd.DataFrame, by: str, ours: str, each: list[str] # as in `best_against_best`
             ) -> pd.DataFrame:
-    "How many of theirs each of ours is ahead of, and behind, by more than the interval of the difference."
+    "One of ours against every other value of `by`, wherever both were tried: mean difference, half-width of its interval, verdict."
     rows = []
     for key, t in table.groupby(each):
         wide = by_run(t, by)
-        for mine in [s for s in ours if s in wide]:
-            seen = [against(wide, mine, s) for s in theirs if s in wide]
-            rows.append(dict(zip(each, key)) | {by: mine, 'ahead': sum(m > h for m, h, _ in seen), 'behind': sum(m < -h for m, h, _ in seen), 'of': len(seen), 'runs': len(wide)})
+        for other in [s for s in wide if s != ours] if ours in wide else []:
+            m, half, n = against(wide, ours, other)
+            rows.append(dict(zip(each, key)) | dict(other=other, difference=m, half=half, runs=n, verdict=verdict_of(m, half, n)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_compare.ipynb #5c0a7d0b
