@@ -42,3 +42,12 @@ def trained_digits():
     train(net, data, get_recipe('fast', 'vgg6', data), torch.device('cpu'))
     heads = train_heads(net.eval(), paths, Batches(data.train, 50, shuffle=True, shift=4), 10, PROBE_RECIPES['fast'])
     return net, heads, data
+
+
+LONG = ['notebooks', 'explore', 'universality', 'real', 'afcc', 'controls', 'run', 'package', 'arch', 'report', 'bench']   # files, the longest first
+
+
+def pytest_collection_modifyitems(items):
+    "Long files begin first, so that no process is left alone with one at the end."
+    place = {f'test_{name}.py': i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
