@@ -58,9 +58,9 @@ def patches(reader: nn.Module, C: int, maps: Tensor) -> Tensor: # (n, C spread, 
 
 class Stream:
     "Sums over training images of what one reader is given, and a sample of it."
-    def __init__(self, K: int, C: int, link: Link, reader: nn.Module, take: int): # rows of the sample from each batch, 10 of an image
+    def __init__(self, K: int, C: int, name: str, reader: nn.Module, take: int): # rows of the sample from each batch, 10 of an image
         self.sums, self.C, self.square, self.taylor, self.n = LabelSums(K), C, 0., 0., 0
-        self.reader, self.take, self.sample, self.chance = reader, take, [], generator(0, 'sample', link.target)
+        self.reader, self.take, self.sample, self.chance = reader, take, [], generator(0, 'sample', name)
     def add(self, a: Tensor, g: Tensor, y: Tensor): # (B, C, h, w) or (B, C spread), its gradient, labels
         some = patches(self.reader, self.C, a[torch.randperm(len(a), generator=self.chance)[:-(-self.take//10)].to(a.device)])
         self.sample.append(some[torch.randperm(len(some), generator=self.chance)[:self.take].to(a.device)])
@@ -75,7 +75,7 @@ def streams(net: nn.Module, readers: list[Link], batches, K: int) -> dict[str, S
     "What each reader is given, summed over the images, from one pass forward and back."
     modules, seen = dict(net.named_modules()), {}
     take = -(-SAMPLE // max(1, len(batches)))
-    found = {l.target: Stream(K, len(modules[l.source].weight), l, modules[l.target], take) for l in readers}
+    found = {l.target: Stream(K, len(modules[l.source].weight), l.target, modules[l.target], take) for l in readers}
     def keep(path):
         def hook(m, args):
             a = args[0] if args[0].requires_grad else args[0].requires_grad_()

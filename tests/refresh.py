@@ -26,14 +26,13 @@ def readme() -> str:
 
 
 def smaller(png: str) -> str:
-    "A picture (PNG in base64) with a palette: 48 colours do for curves, photographs and fields get 256."
-    picture, made = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB'), [png]
+    "A picture (PNG in base64) with a palette, if that makes it smaller: 48 colours do for curves, photographs and fields get 256."
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
     for colours in 48, 256:
-        out, small = io.BytesIO(), picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
-        small.save(out, 'png', optimize=True)
-        made.append(base64.b64encode(out.getvalue()).decode())
+        small = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
         if max(ImageStat.Stat(ImageChops.difference(picture, small.convert('RGB'))).mean) < 1.5: break
-    return min(made, key=len) if colours == 48 else min(png, made[-1], key=len)
+    small.save(out := io.BytesIO(), 'png', optimize=True)
+    return min(png, base64.b64encode(out.getvalue()).decode(), key=len)
 
 
 def execute(name: str):
