@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'HIDDEN_FC', 'MEAN', 'STD', 'CONVS', 'FOLLOWS', 'MAP_INPUTS', 'read_plan', 'plan_of', 'conv_layer', 'VGG',
-           'arch_names', 'keep_resolution', 'translated', 'translate', 'torchvision_model', 'pretrained_model',
-           'put_weights', 'weights_file', 'get_model', 'evaluating', 'module_calls', 'find_layers', 'pooled_side',
-           'module_path', 'layer_numbers', 'TrunkDone', 'Trunk', 'maps', 'readable', 'layers_of']
+           'arch_names', 'check_arch', 'keep_resolution', 'translated', 'translate', 'torchvision_model',
+           'pretrained_model', 'put_weights', 'weights_file', 'get_model', 'evaluating', 'module_calls', 'find_layers',
+           'pooled_side', 'module_path', 'layer_numbers', 'TrunkDone', 'Trunk', 'maps', 'readable', 'layers_of']
 
 # %% ../nbs/01_arch.ipynb #f30f6c07
-import inspect, re
+import re
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
-import pandas as pd, torch, torch.nn.functional as F, torchvision
+import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, nn
 
 from .run import DlmechError, ParameterError, base, check_int, one_of, read_tensors
@@ -83,7 +82,12 @@ class VGG(nn.Module):
 # %% ../nbs/01_arch.ipynb #392e1bc2
 def arch_names() -> list[str]:
     "Every value of `arch`: the papers' networks, then torchvision's."
-    return list(dict.fromkeys([*PLANS, 'efficientnet_b0', *torchvision.models.list_models(module=torchvision.models)]))
+    from torchvision import models
+    return list(dict.fromkeys([*PLANS, 'efficientnet_b0', *models.list_models(module=models)]))
+
+def check_arch(arch: str) -> str:
+    "`arch` if there is such a network."
+    return arch if arch in PLANS else one_of('arch', arch, arch_names())
 
 # %% ../nbs/01_arch.ipynb #882091a2
 def keep_resolution(net: nn.Module) -> None:
@@ -107,16 +111,18 @@ def translate(net: nn.Module, args: tuple) -> tuple:
 # %% ../nbs/01_arch.ipynb #7cd663d3
 def torchvision_model(arch: str, K: int, size: int) -> nn.Module:
     "torchvision's network of that name for `K` labels, its weights drawn by chance."
+    from torchvision import models
     extra = dict(aux_logits=False, init_weights=False) if arch in ('googlenet', 'inception_v3') else {}
     if arch.startswith('vit_'): extra = dict(image_size=size)
-    net = torchvision.models.get_model(arch, weights=None, num_classes=K, **extra)
+    net = models.get_model(arch, weights=None, num_classes=K, **extra)
     if arch == 'efficientnet_b0' and size <= 64: keep_resolution(net)
     return net
 
 # %% ../nbs/01_arch.ipynb #e0a1b2c1
 def pretrained_model(arch: str) -> nn.Module:
     "torchvision's network of that name with its own weights for ImageNet's 1,000 labels; an error if they are not to be had."
-    try: return translated(torchvision.models.get_model(arch, weights='DEFAULT'))
+    from torchvision import models
+    try: return translated(models.get_model(arch, weights='DEFAULT'))
     except OSError as e:
         raise DlmechError(f"weights: torchvision's weights of {arch} cannot be fetched ({e}); put their file into {torch.hub.get_dir()}/checkpoints, or name a .safetensors file of your own") from None
 
@@ -149,7 +155,7 @@ def get_model(arch: str, K: int,
               weights: str = ''  # '': drawn from `seed`; pretrained: torchvision's; or a .safetensors file
              ) -> nn.Module:
     "A network of that architecture for `K` labels."
-    one_of('arch', arch, arch_names())
+    check_arch(arch)
     path = weights_file(weights, arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

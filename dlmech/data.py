@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np, torch, torchvision
+import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -194,15 +194,17 @@ def load_digits(root: Path = None) -> tuple[ImageSet, ImageSet]:
     return every.at(~test), every.at(test)
 
 # %% ../nbs/00_data.ipynb #c791428c
-def load_torchvision(cls, folder: str) -> callable:
-    "A loader of torchvision's data set `cls`, whose files lie in `folder` under the root."
+def load_torchvision(name: str, folder: str) -> callable:
+    "A loader of torchvision's data set `name`, whose files lie in `folder` under the root."
     def load(root: Path) -> tuple[ImageSet, ImageSet]:
+        from torchvision import datasets
+        cls = getattr(datasets, name)
         try:
             try: sets = [cls(root, train=t, download=False) for t in (True, False)]
             except RuntimeError: sets = [cls(root, train=t, download=True) for t in (True, False)]
         except Exception as e:
-            raise DlmechError(f'dataset: {cls.__name__} is not in {root/folder} and cannot be fetched ({type(e).__name__}); fetch it elsewhere '
-                              f'with torchvision.datasets.{cls.__name__}(DIR, download=True), copy DIR/{folder} to {root}, or name DIR with root or DLMECH_DATA') from None
+            raise DlmechError(f'dataset: {name} is not in {root/folder} and cannot be fetched ({type(e).__name__}); fetch it elsewhere '
+                              f'with torchvision.datasets.{name}(DIR, download=True), copy DIR/{folder} to {root}, or name DIR with root or DLMECH_DATA') from None
         return tuple(from_torchvision(s) for s in sets)
     return load
 
@@ -220,7 +222,8 @@ def image_folder(path: Path, size: int,
                  strict: bool = False     # an image that cannot be decoded is an error; else it is skipped, and said
                 ) -> FileSet:
     "The images under `path`, a folder for each label; an error if there is none, or a label's folder is empty."
-    try: s = torchvision.datasets.ImageFolder(path)
+    from torchvision.datasets import ImageFolder
+    try: s = ImageFolder(path)
     except (FileNotFoundError, OSError) as e:
         raise DlmechError(f'dataset: {path} is no folder of images: it should hold one folder for each label, with images in it ({str(e).splitlines()[0]})') from None
     if names is not None and s.classes != names:
@@ -251,8 +254,9 @@ def hold(s: FileSet) -> ImageSet:
 # %% ../nbs/00_data.ipynb #d0a1b2c7
 def wordnet_names(folders: list[str]) -> list[str]:
     "The names of ImageNet's labels for its folders; a folder that is none of ImageNet's keeps its own name."
+    from torchvision.models import get_weight
     numbers = (files('dlmech')/'imagenet.txt').read_text().split()                   # in the order of the labels
-    name = dict(zip(numbers, torchvision.models.get_weight('ResNet18_Weights.DEFAULT').meta['categories']))
+    name = dict(zip(numbers, get_weight('ResNet18_Weights.DEFAULT').meta['categories']))
     return [name.get(f, f) for f in folders]
 
 # %% ../nbs/00_data.ipynb #d0a1b2c9
@@ -312,9 +316,9 @@ def with_labels(s: ImageSet|FileSet, labels: list[int]):
 
 # %% ../nbs/00_data.ipynb #2125f82e
 LOADERS = {'digits': load_digits,
-           'cifar10': load_torchvision(torchvision.datasets.CIFAR10, 'cifar-10-batches-py'),
-           'cifar100': load_torchvision(torchvision.datasets.CIFAR100, 'cifar-100-python'),
-           'fashion-mnist': load_torchvision(torchvision.datasets.FashionMNIST, 'FashionMNIST')}
+           'cifar10': load_torchvision('CIFAR10', 'cifar-10-batches-py'),
+           'cifar100': load_torchvision('CIFAR100', 'cifar-100-python'),
+           'fashion-mnist': load_torchvision('FashionMNIST', 'FashionMNIST')}
 
 def check_dataset(name: str) -> str:
     "`name` if there is such a data set."

@@ -70,7 +70,9 @@ class Responses:
         for c in chunks(len(maps), len(index) * self.weight.shape[1]):
             fields = self.weight[c] @ maps[c]                                            # (c, K, B)
             largest, winner = fields.max(1)                                              # (c, B)
-            fires = (largest != 0) | (fields.amin(1) != 0)
+            fires = largest != 0
+            unsure = ~fires & (maps[c] != 0).any(1)                                      # a map of zeros has no field, without a look at all K
+            if unsure.any(): fires[unsure] = (fields.transpose(1, 2)[unsure] != 0).any(1)
             self.wins[c].scatter_add_(1, winner, fires.long())
             self.keep_top(c, largest.where(fires, -torch.inf), winner, index)
 

@@ -66,7 +66,8 @@ def by_papermill(p: Parameters):
     "Phases 1 to 3 as the notebook has them; it is kept in the run's folder with its outputs."
     import papermill
     with whole(row_file(p).with_name('phases.ipynb')) as out:
-        papermill.execute_notebook(notebooks_folder()/'03_filter.ipynb', out, asdict(p), progress_bar=False, kernel_name='python3')
+        papermill.execute_notebook(notebooks_folder()/'03_filter.ipynb', out, asdict(p), progress_bar=False, kernel_name='python3',
+                                   request_save_on_cell_execute=False)                  # once, at the end, is enough
 
 # %% ../nbs/05_universality.ipynb #50293633
 def in_child():
