@@ -440,10 +440,9 @@ def test_a_killed_comparison_goes_on_where_it_was(run):
     assert len(table) == 1 + 3*3*3 and table[:len(there)].equals(there) and not table.duplicated(['score', 'fraction', 'fill', 'epochs']).any()
 
 
-@pytest.mark.parametrize('given, said', [(['layer=1'], 'layer: from 2 on'), (['layer=7'], 'layer: vgg6 has no layer 7')])
-def test_the_notebook_says_what_is_wrong(given, said, tmp_path):
-    done = papermill('04_dilution', tmp_path/'out.ipynb', *given, f'runs={tmp_path}/runs')
-    assert done.returncode == 1 and f'ParameterError: {said}' in done.stderr
+def test_the_notebook_says_what_is_wrong(tmp_path):
+    done = papermill('04_dilution', tmp_path/'out.ipynb', 'layer=1', f'runs={tmp_path}/runs')
+    assert done.returncode == 1 and 'ParameterError: layer: from 2 on' in done.stderr
 
 
 def test_tables_of_other_runs_stay_when_new_ones_are_shipped(run, tmp_path):

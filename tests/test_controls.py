@@ -1,5 +1,5 @@
 "Controls: networks that learned nothing, other thresholds, images drawn again; and the notebook that puts the claims to the test."
-import json, os, subprocess, sys
+import json
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
@@ -13,6 +13,7 @@ from dlmech.filter import clusters, fields, filtered, label_means
 from dlmech.model import start, success_rate, trained
 from dlmech.probe import probed
 from dlmech.run import ParameterError, generator, read_csv
+from test_notebooks import papermill
 
 TOP = Path(__file__).resolve().parent.parent
 TINY = dict(arch='vgg6', dataset='digits', d=2, epochs=1)
@@ -166,11 +167,10 @@ def test_verdicts_ask_every_seed():
 
 def test_the_notebook_of_the_claims_runs_on_what_it_is_asked_for(tmp_path):
     "From nothing, by papermill: three networks, three seeds, all claims."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
-    args = [a for k, v in (TINY | dict(runs=tmp_path/'runs')).items() for a in ('-p', k, str(v))]
-    done = subprocess.run(['papermill', TOP/'nbs'/'05_reproduction.ipynb', tmp_path/'out.ipynb', *args, '--no-progress-bar'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+    asked = TINY | dict(labels='0,3,7', runs=tmp_path/'runs')
+    done = papermill('05_reproduction', tmp_path/'out.ipynb', *(f'{k}={v}' for k, v in asked.items()), cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    table = read_csv(tmp_path/'runs'/'reproduction-vgg6-digits-d2-fast1-layers.csv')
+    table = read_csv(tmp_path/'runs'/'reproduction-vgg6-digits-labels0+3+7-d2-fast1-layers.csv')
     assert set(table.network) == set(NETWORKS) and set(table.seed) == {0, 1, 2}
     text = (tmp_path/'out.ipynb').read_text()
     for claim in ('success rate rises', 'SNR rises', 'noise per filter falls', 'small clusters', 'one output whatever the input'): assert claim in text

@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from torch import nn
 
 from dlmech.data import Batches
-from dlmech.filter import fields, observe
+from dlmech.filter import Responses, fields, observe
 from dlmech.probe import Heads
 
 
@@ -81,3 +81,20 @@ def test_the_sum_of_all_filters_fields_is_the_heads_output(trained_digits):
     labels = torch.cat([y for _, y in Batches(data.test, 100)])
     mean = torch.stack([out[labels == i].double().mean(0) for i in range(10)])
     close(fields(sums.means(), heads.weight(p)).sum(0).numpy(), mean.numpy())
+
+
+@pytest.mark.parametrize('low, high', [(-2, 2), (-2, 0), (0, 0)])
+def test_winners_and_silence_where_many_fields_are_equal(low, high):
+    "Whole numbers: ties, largest fields of exactly 0 beside negative ones, silent maps. A winner has a field that no other exceeds."
+    g = torch.Generator().manual_seed(high)
+    weight, maps = torch.randint(low, high+1, (6, 40, 2, 2), generator=g).float(), torch.randint(-1, 2, (30, 40, 2, 2), generator=g).float()
+    maps[torch.rand(30, 40, generator=g) < .4] = 0
+    each = torch.einsum('bchw,kchw->bck', maps, weight)                                  # whole numbers: exact in any order
+    r = Responses(weight, top=4)
+    for b in torch.arange(30).split(7): r.add(maps[b], b)
+    fires, best = (each != 0).any(2), each.amax(2)
+    assert torch.equal(r.wins.sum(1), fires.sum(0)) and ((low, high) != (-2, 0) or ((best == 0) & fires).any())
+    for f in range(40):
+        assert all(n <= (each[fires[:, f], f, k] == best[fires[:, f], f]).sum() for k, n in enumerate(r.wins[f].tolist()))
+        expected = best[fires[:, f], f].sort(descending=True).values[:4]
+        assert torch.equal(r.top_field[f, :len(expected)], expected) and (r.top_image[f, len(expected):] == -1).all()

@@ -78,7 +78,7 @@ def test_notebooks_can_be_copied_out_of_the_installed_wheel_and_run(wheel, tmp_p
     assert {p.name for p in (tmp_path/'nbs').iterdir()} == {p.name for p in NBS.glob('*.ipynb')}
     again = subprocess.run([*cli, 'notebooks', tmp_path/'nbs'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert again.returncode == 2 and 'already holds' in again.stderr
-    small = ['-p', 'arch', 'vgg6', '-p', 'd', '2', '-p', 'epochs', '1', '--no-progress-bar']
+    small = ['-p', 'arch', 'vgg6', '-p', 'd', '2', '-p', 'epochs', '1', '--no-progress-bar', '--no-request-save-on-cell-execute']
     # from the notebooks' own folder, as JupyterLab would: runs lie beside it, as they do when it is called from above
     done = subprocess.run(['papermill', '03_filter.ipynb', tmp_path/'out.ipynb', *small], cwd=tmp_path/'nbs', env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
