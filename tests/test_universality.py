@@ -80,7 +80,7 @@ def test_two_processes_and_a_run_that_fails(tmp_path):
 JOB = '''
 import sys
 from dlmech.universality import sweep
-sweep([2, 3], draws=1, workers=2, arch='vgg6', dataset='digits', d=2, epochs=8, runs=sys.argv[1])
+sweep([2, 3], draws=1, workers=1, arch='vgg6', dataset='digits', d=2, epochs=8, runs=sys.argv[1])
 '''
 
 def descendants(pid: int) -> set[int]:
