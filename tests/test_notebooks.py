@@ -37,7 +37,7 @@ def test_it_has_exactly_one_parameter_cell_with_the_names_of_all_phases(name, tm
 
 
 def papermill(name, out, *parameters, cwd=TOP, timeout=300):
-    "The notebook of that name (or at that path) by papermill, written once it is done: saving it after every cell takes a third of the time."
+    "The notebook of that name (or at that path) by papermill, written once it is done: saving it after every cell takes a quarter of the time."
     args = [a for p in parameters for a in ('-p', *p.split('=', 1))]
     args += ['--no-progress-bar', '--no-request-save-on-cell-execute']
     return subprocess.run(['papermill', NBS/f'{name}.ipynb', out, *args], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=timeout)

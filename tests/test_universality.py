@@ -106,7 +106,7 @@ def test_a_killed_sweep_takes_its_processes_along_and_goes_on(tmp_path):
     folders = [tmp_path/f'vgg6-digits-K{K}-d2-fast8-seed0' for K in (2, 3)]
     assert until(lambda: any((f/'checkpoint.safetensors').exists() for f in folders), 240)
     children = descendants(job.pid)
-    assert len(children) >= 2                                                      # papermill's processes, and their kernels
+    assert len(children) >= 2                                                      # papermill's process, and its kernel
     job.send_signal(signal.SIGKILL); job.wait()
     assert until(lambda: not alive(children), 30), alive(children)
     assert not any((f/'universality.json').exists() for f in folders)
