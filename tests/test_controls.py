@@ -1,5 +1,4 @@
 "Controls: networks that learned nothing, other thresholds, images drawn again; and the notebook that puts the claims to the test."
-import json
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
