@@ -15,11 +15,14 @@ def lines(key): return [line.strip() for line in cfg[key].splitlines() if line.s
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', url=cfg['git_url'],
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
     project_urls=dict(line.split(' = ') for line in lines('project_urls')), classifiers=lines('classifiers'),
     python_requires=f">={cfg['min_python']}",
-    install_requires=cfg['requirements'].split(), extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'onnx', 'prune')},
-    # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo, tables of finished studies as dlmech/results
+    install_requires=cfg['requirements'].split(), extras_require={extra: cfg[f'{extra}_requirements'].split()
+                                                                  for extra in ('dev', 'onnx', 'prune')},
+    # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo, tables of
+    # finished studies as dlmech/results
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],
     package_dir={'dlmech.notebooks': cfg['nbs_path']},
     package_data={'dlmech': ['zoo/*', 'results/*', 'imagenet.txt'], 'dlmech.notebooks': ['*.ipynb']},

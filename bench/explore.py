@@ -24,16 +24,21 @@ def made_up(folder: Path, K: int, d: int, n: int = 5) -> Path:
     "A finished run of vgg6 with made-up fields: every filter picks one to five labels, with noise."
     path, C, rng = folder/f'vgg6-K{K}', 8*d, np.random.default_rng(0)
     names, paths = [f'label {k}' for k in range(K)], layers_of('vgg6')
-    write_json(path/'config.json', dict(arch='vgg6', dataset='digits', labels='all', d=d, seed=0, recipe='fast', epochs=0, K=K, names=names, layers=paths, versions=versions()))
+    write_json(path/'config.json', dict(arch='vgg6', dataset='digits', labels='all', d=d, seed=0,
+                                        recipe='fast', epochs=0, K=K, names=names, layers=paths,
+                                        versions=versions()))
     write_tensors(path/'model.safetensors', get_model('vgg6', K, d).state_dict())
     write_tensors(path/f'head-{n}.safetensors', dict(weight=torch.randn(K, C, 1, 1) / C**.5))
-    write_tensors(path/f'top-{n}.safetensors', dict(field=torch.rand(C, 8).sort(1, True).values, image=torch.randint(0, 100, (C, 8)), output=torch.randint(0, K, (C, 8))))
+    write_tensors(path/f'top-{n}.safetensors', dict(field=torch.rand(C, 8).sort(1, True).values,
+                                                    image=torch.randint(0, 100, (C, 8)),
+                                                    output=torch.randint(0, K, (C, 8))))
     rows = []
     with tensor_in_parts(path/f'fields-{n}.safetensors', 'fields', (C, K, K)) as add:
         for f in range(C):
             M = rng.standard_normal((K, K), dtype=np.float32).astype(float) * .1
             for c in range(rng.integers(1, 4)):
-                labels = rng.choice(K, rng.integers(1, 6)); M[np.ix_(labels, labels)] += 1
+                labels = rng.choice(K, rng.integers(1, 6))
+                M[np.ix_(labels, labels)] += 1
             add(M)
             M = torch.from_numpy(M)[None]
             rows.append(filter_rows(M, pick(normalised(M)), torch.ones(1, K, dtype=torch.int64), f))
@@ -47,35 +52,45 @@ def made_up(folder: Path, K: int, d: int, n: int = 5) -> Path:
 def opened(path: Path) -> Opened:
     "The run, with as many made-up images as are asked for."
     run = open_finished(path)
-    images = ImageSet(torch.randint(0, 256, (2*run.K, 32, 32, 3), dtype=torch.uint8), torch.arange(2*run.K) % run.K, run.names)
+    images = ImageSet(torch.randint(0, 256, (2*run.K, 32, 32, 3), dtype=torch.uint8),
+                      torch.arange(2*run.K) % run.K, run.names)
     run.data = Data(images, images, images)
     return run
 
 
 def measure(path: Path) -> dict:
     "Milliseconds of a tick of each slider, median and 95th percentile, and seconds to open."
-    async def show(): return Explorer(opened(path))                       # as in a kernel, whose loop draws the rest later
+    async def show():
+        return Explorer(opened(path))                       # as in a kernel, whose loop draws the rest later
     t = time.perf_counter()
     e = asyncio.run(show())
     times = dict(open_s=time.perf_counter() - t)
-    t = time.perf_counter(); e.flush(); times['rest_after_open_s'] = time.perf_counter() - t
+    t = time.perf_counter()
+    e.flush()
+    times['rest_after_open_s'] = time.perf_counter() - t
     settle, e.soon.slow = e.soon.slow, lambda: None                        # at once: what a drag draws
     for v in range(100, 130): e.c['filter'].value = v                      # warm-up
-    for control, values in (('filter', range(1, TICKS+1)), ('threshold', np.linspace(.2, .6, TICKS)), ('image', [1, 0]*(TICKS//2))):
+    for control, values in (('filter', range(1, TICKS+1)), ('threshold', np.linspace(.2, .6, TICKS)),
+                            ('image', [1, 0]*(TICKS//2))):
         ticks = []
         for v in values:
             t = time.perf_counter(), time.process_time()
             e.c[control].value = v
             ticks.append(((time.perf_counter() - t[0]) * 1e3, (time.process_time() - t[1]) * 1e3))
-        wall, cpu = zip(*ticks)                                            # on a busy machine the second says more
-        times |= {f'{control}_median_ms': np.median(wall), f'{control}_p95_ms': np.percentile(wall, 95), f'{control}_cpu_median_ms': np.median(cpu)}
-    t = time.perf_counter(); settle(); times['at_rest_ms'] = (time.perf_counter() - t) * 1e3
+        wall, cpu = zip(*ticks)  # on a busy machine the second says more
+        times |= {f'{control}_median_ms': np.median(wall), f'{control}_p95_ms': np.percentile(wall, 95),
+                  f'{control}_cpu_median_ms': np.median(cpu)}
+    t = time.perf_counter()
+    settle()
+    times['at_rest_ms'] = (time.perf_counter() - t) * 1e3
     return times
 
 
 if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as tmp:
-        table = pd.DataFrame({f'K = {K}, {8*d} filters': measure(made_up(Path(tmp), K, d)) for K, d in ((10, 32), (1000, 160))})
-    print(f'median and 95th percentile of {TICKS} ticks; {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}; '
+        table = pd.DataFrame({f'K = {K}, {8*d} filters': measure(made_up(Path(tmp), K, d)) for K,
+                              d in ((10, 32), (1000, 160))})
+    print(f'median and 95th percentile of {TICKS} ticks; {os.cpu_count()} cores, {torch.get_num_threads()} '
+          f'thread(s), load {os.getloadavg()[0]:.1f}; '
           f'torch {torch.__version__}, {platform.machine()}, Python {sys.version.split()[0]}')
     print(table.T.round(1).T.to_string())

@@ -22,7 +22,8 @@ ROWS = []
 def seconds(f, device):
     "How long one call takes."
     if device.type == 'cuda': torch.cuda.synchronize()
-    t = time.perf_counter(); f()
+    t = time.perf_counter()
+    f()
     if device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - t
 
@@ -37,25 +38,29 @@ def in_turn(slow, fast, repeats, device, scale=1.):
 def row(what, a, b, ratio, aim, holds, unit='s'):
     "One line of the table, printed at once."
     ROWS.append((what, a, b, ratio))
-    print(f'| {what} | {a:.3g} {unit} | {b:.3g} {unit} | {ratio:.2f} | {aim} | {"yes" if holds else "NO"} |', flush=True)
+    print(f'| {what} | {a:.3g} {unit} | {b:.3g} {unit} | {ratio:.2f} | {aim} | {"yes" if holds else "NO"} |',
+          flush=True)
 
 
 def images(n, K=10):
     "Random images in bytes: what they show does not matter for time."
     g = torch.Generator().manual_seed(0)
-    return ImageSet(torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=g), torch.arange(n) % K, [str(i) for i in range(K)])
+    return ImageSet(torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=g),
+                    torch.arange(n) % K, [str(i) for i in range(K)])
 
 
 def vgg16(device):
     "VGG-16, d = 64, its layers and a head on each."
     net = get_model('vgg16', 10).to(device, memory_format=torch.channels_last).eval()
     paths = layers_of('vgg16')
-    return net, paths, Heads(layer_shapes(net, paths, torch.zeros(1, 3, 32, 32, device=device)), 10).to(device)
+    return net, paths, Heads(layer_shapes(net, paths, torch.zeros(1, 3, 32, 32, device=device)),
+                             10).to(device)
 
 
 def phase3(net, paths, heads, batches):
     "All of phase 3 for these layers: one pass, fields, clusters, tables."
-    for p, (sums, responses) in observe(net, paths, batches, 10, heads).items(): measure_layer(sums.means(), heads.weight(p), responses.wins)
+    for p, (sums, responses) in observe(net, paths, batches, 10, heads).items():
+        measure_layer(sums.means(), heads.weight(p), responses.wins)
 
 
 @torch.no_grad()
@@ -67,13 +72,17 @@ def forward(net, batches):
 def bench_phase3(device, n, repeats):
     net, paths, heads = vgg16(device)
     batches = Batches(images(n), 250, device)
-    three, bare = in_turn(lambda: phase3(net, paths, heads, batches), lambda: forward(net, batches), repeats, device)
-    row(f'(a) phase 3, 13 layers of VGG-16, {n} images / bare forward pass', three, bare, three/bare, '<= 1.15', three/bare <= 1.15)
+    three, bare = in_turn(lambda: phase3(net, paths, heads, batches), lambda: forward(net, batches), repeats,
+                          device)
+    row(f'(a) phase 3, 13 layers of VGG-16, {n} images / bare forward pass', three, bare, three/bare,
+        '<= 1.15', three/bare <= 1.15)
 
 
 def bench_fields(device, repeats, n=10_000, K=100, C=512, side=2):
     g = torch.Generator().manual_seed(0)
-    maps = [(torch.rand(250, C, side, side, generator=g).to(device), (torch.arange(250) + 250*i).mul(K).div(n, rounding_mode='floor').to(device)) for i in range(n//250)]
+    maps = [(torch.rand(250, C, side, side, generator=g).to(device),
+             (torch.arange(250) + 250*i).mul(K).div(n, rounding_mode='floor').to(device))
+             for i in range(n//250)]
     weight = torch.randn(K, C, side, side, generator=g).to(device)
 
     def ours():
@@ -82,9 +91,12 @@ def bench_fields(device, repeats, n=10_000, K=100, C=512, side=2):
         return fields(sums.means(), weight)
 
     def masked(f):
-        w = torch.zeros_like(weight); w[:, f] = weight[:, f]
+        w = torch.zeros_like(weight)
+        w[:, f] = weight[:, f]
         M, count = torch.zeros(K, K, device=device), torch.zeros(K, device=device)
-        for m, y in maps: M.index_add_(0, y, F.linear(m.flatten(1), w.flatten(1))); count.index_add_(0, y, torch.ones(len(y), device=device))
+        for m, y in maps:
+            M.index_add_(0, y, F.linear(m.flatten(1), w.flatten(1)))
+            count.index_add_(0, y, torch.ones(len(y), device=device))
         return M / count[:, None]
 
     def scattered():
@@ -96,12 +108,15 @@ def bench_fields(device, repeats, n=10_000, K=100, C=512, side=2):
         return M / count[None, :, None]
 
     M = ours()
-    assert torch.allclose(M[7].float(), masked(7), rtol=1e-3, atol=1e-4) and torch.allclose(M.float(), scattered(), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(M[7].float(), masked(7), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(M.float(), scattered(), rtol=1e-3, atol=1e-4)
     few = 4
     slow, fast = in_turn(lambda: [masked(f) for f in range(few)], ours, repeats, device, C/few)
-    row(f'(b) fields, {C} x {side} x {side}, K = {K}, {n:,} kept maps: head masked filter by filter ({few} measured, scaled to {C}) / ours', slow, fast, slow/fast, '>= 500', slow/fast >= 500)
+    row(f'(b) fields, {C} x {side} x {side}, K = {K}, {n:,} kept maps: head masked filter by filter ({few} '
+        f'measured, scaled to {C}) / ours', slow, fast, slow/fast, '>= 500', slow/fast >= 500)
     slow, fast = in_turn(scattered, ours, repeats, device)
-    row('(b) the same: einsum a batch and a scatter_add a filter / ours', slow, fast, slow/fast, '>= 50', slow/fast >= 50)
+    row('(b) the same: einsum a batch and a scatter_add a filter / ours', slow, fast, slow/fast, '>= 50',
+        slow/fast >= 50)
 
 
 def bench_heads(device, n, repeats):
@@ -109,16 +124,20 @@ def bench_heads(device, n, repeats):
     batches = Batches(images(n), 100, device, shuffle=True, shift=4, flip=True)
     r = PROBE_RECIPES['paper']
     epoch = type(r)(**{**vars(r), 'epochs': 1})
-    slow, fast = in_turn(lambda: [train_heads(net, [p], batches, 10, epoch) for p in paths], lambda: train_heads(net, paths, batches, 10, epoch), repeats, device)
-    row(f'(c) phase 2, an epoch of {n} images: 13 separate runs / 13 heads at once', slow, fast, slow/fast, '>= 5', slow/fast >= 5)
+    slow, fast = in_turn(lambda: [train_heads(net, [p], batches, 10, epoch) for p in paths],
+                         lambda: train_heads(net, paths, batches, 10, epoch), repeats, device)
+    row(f'(c) phase 2, an epoch of {n} images: 13 separate runs / 13 heads at once', slow, fast, slow/fast,
+        '>= 5', slow/fast >= 5)
 
 
 def bench_memory(device):
     def peak(n):
-        out = subprocess.run([sys.executable, __file__, '--device', str(device), '--peak', str(n)], capture_output=True, text=True, check=True)
+        out = subprocess.run([sys.executable, __file__, '--device', str(device), '--peak', str(n)],
+                             capture_output=True, text=True, check=True)
         return float(out.stdout.split()[-1])
     few, many = peak(2000), peak(10000)
-    row('(d) peak memory of phase 3: 10,000 images / 2,000', many, few, many/few, '<= 1.05', many/few <= 1.05, 'MiB')
+    row('(d) peak memory of phase 3: 10,000 images / 2,000', many, few, many/few, '<= 1.05', many/few <= 1.05,
+        'MiB')
 
 
 def bench_forms(device, n, repeats):
@@ -140,17 +159,21 @@ def bench_forms(device, n, repeats):
 
 if __name__ == '__main__':
     a = argparse.ArgumentParser()
-    a.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu'); a.add_argument('--images', type=int, default=1000)
-    a.add_argument('--repeats', type=int, default=5); a.add_argument('--peak', type=int)
+    a.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    a.add_argument('--images', type=int, default=1000)
+    a.add_argument('--repeats', type=int, default=5)
+    a.add_argument('--peak', type=int)
     a = a.parse_args()
     device = torch.device(a.device)
     if a.peak:
         net, paths, heads = vgg16(device)
         phase3(net, paths, heads, Batches(images(a.peak), 250, device))
-        print(torch.cuda.max_memory_allocated() / 2**20 if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        print(torch.cuda.max_memory_allocated() / 2**20 if device.type == 'cuda'
+              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
         sys.exit()
     name = torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} CPU threads'
-    print(f'torch {torch.__version__}, {name}, medians of {a.repeats} in turn\n\n| what | first | second | ratio | aim | reached |\n|---|---|---|---|---|---|')
+    print(f'torch {torch.__version__}, {name}, medians of {a.repeats} in turn\n\n| what | first | second | '
+          'ratio | aim | reached |\n|---|---|---|---|---|---|')
     bench_phase3(device, a.images, a.repeats)
     bench_fields(device, a.repeats)
     bench_heads(device, max(200, a.images // 2), max(1, a.repeats // 2))

@@ -21,20 +21,23 @@ from .data import Batches
 from .filter import averaged_over, filtered
 from .model import get_recipe, mixed, new_model, train
 from .network import Measurement, as_batches
-from .run import DlmechError, ParameterError, Run, check_int, generator, one_of, progress, read_csv, read_part
+from .run import (DlmechError, ParameterError, Run, check_int, generator, one_of, progress, read_csv,
+                        read_part)
 
 # %% ../nbs/04_afcc.ipynb #2387cd7d
 WEIGHTED = *CONVS, nn.Linear
 PASSES = FOLLOWS | {f'torch.nn.modules.{m}' for m in ('flatten', 'padding', 'upsampling')}
 MIXES = 'MultiheadAttention', 'GLU', 'Softmax', 'Softmax2d', 'LogSoftmax' # they lie among the activations
-FUNCTIONS = set('relu relu_ relu6 leaky_relu elu selu gelu silu mish hardswish hardtanh sigmoid tanh softplus dropout contiguous '
+FUNCTIONS = set('relu relu_ relu6 leaky_relu elu selu gelu silu mish hardswish hardtanh sigmoid tanh '
+                'softplus dropout contiguous '
                 'max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d'.split())
 
 def graph_of(net: nn.Module) -> fx.Graph:
     "The network as a graph of calls; a sentence if it cannot be had."
     try: return fx.Tracer().trace(net)
     except Exception as e:
-        raise DlmechError(f'the network cannot be traced by torch.fx ({str(e).splitlines()[0]}), so whose filters a layer reads cannot be seen') from None
+        raise DlmechError(f'the network cannot be traced by torch.fx ({str(e).splitlines()[0]}), so whose '
+                          'filters a layer reads cannot be seen') from None
 
 # %% ../nbs/04_afcc.ipynb #b171a8eb
 def passes(node: fx.Node, modules: dict) -> bool:
@@ -47,16 +50,19 @@ def passes(node: fx.Node, modules: dict) -> bool:
     if node.op not in ('call_method', 'call_function'): return False
     if name == 'flatten': return (rest or (node.kwargs.get('start_dim', 0),))[0] == 1
     if name in ('view', 'reshape'): return len(rest) == 2 and rest[1] == -1
-    if name == 'mean': return set(rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest) in ({2, 3}, {-2, -1})
+    if name == 'mean':
+        return set(rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest) in ({2, 3}, {-2, -1})
     return name in FUNCTIONS
 
 # %% ../nbs/04_afcc.ipynb #cdc148ef
 def walk_back(node: fx.Node, modules: dict) -> tuple[fx.Node, list[fx.Node]]:
-    "The call whose outputs are the filters that `node` carries, and the calls passed on the way, `node` first."
+    """The call whose outputs are the filters that `node` carries, and the calls passed on the way, `node`
+    first."""
     way = []
     while not (node.op == 'call_module' and isinstance(modules[node.target], WEIGHTED)):
         if not passes(node, modules): return node, way
-        way.append(node); node = node.args[0]
+        way.append(node)
+        node = node.args[0]
     return node, way
 
 # %% ../nbs/04_afcc.ipynb #175728f6
@@ -74,9 +80,11 @@ def obstacle(path: str, modules: dict, times: dict) -> str:
     "Why the inputs of the layer at `path` cannot be masked, '' if they can."
     m = modules[path]
     tied = [p for p, other in modules.items() if p != path and getattr(other, 'weight', None) is m.weight]
-    if tied: return f'{path} has its weights in common with {tied[0]} (tied weights): a mask for one would be a mask for both'
+    if tied:
+        return f'{path} has its weights in common with {tied[0]} (tied weights): a mask for one would be a mask for both'
     if times[path] > 1: return f'{path} is used {times[path]} times in one pass'
-    if getattr(m, 'groups', 1) > 1: return f'{path} is a grouped convolution: its filters do not read all the filters before'
+    if getattr(m, 'groups', 1) > 1:
+        return f'{path} is a grouped convolution: its filters do not read all the filters before'
     return ''
 
 def what(node: fx.Node) -> str:
@@ -87,7 +95,8 @@ def what(node: fx.Node) -> str:
 # %% ../nbs/04_afcc.ipynb #e9fd4e3a
 def links(net: nn.Module) -> dict[str, Link|str]:
     "For each convolution and FC layer the `Link` that feeds it, or in words why there is none."
-    modules, calls = dict(net.named_modules(remove_duplicate=False)), [n for n in graph_of(net).nodes if n.op == 'call_module']
+    modules = dict(net.named_modules(remove_duplicate=False))
+    calls = [n for n in graph_of(net).nodes if n.op == 'call_module']
     times, found = pd.Series([n.target for n in calls]).value_counts(), {}
     for node in calls:
         path, m = node.target, modules[node.target]
@@ -95,10 +104,15 @@ def links(net: nn.Module) -> dict[str, Link|str]:
         source, way = walk_back(node.args[0], modules)
         found[path] = obstacle(path, modules, times)
         if found[path]: continue
-        if not isinstance(modules.get(source.target), WEIGHTED): found[path] = f'{path} reads {what(source)}, not the filters of one layer'; continue
+        if not isinstance(modules.get(source.target), WEIGHTED):
+            found[path] = f'{path} reads {what(source)}, not the filters of one layer'
+            continue
         C, inputs = modules[source.target].weight.shape[0], m.weight.shape[1]
-        if inputs % C: found[path] = f'{path} has {inputs} inputs, which the {C} filters of {source.target} do not divide'; continue
-        found[path] = Link(source.target, path, [n.target if n.op == 'call_module' else n.name for n in way[::-1]], inputs // C,
+        if inputs % C:
+            found[path] = f'{path} has {inputs} inputs, which the {C} filters of {source.target} do not divide'
+            continue
+        found[path] = Link(source.target, path, [n.target if n.op == 'call_module' else n.name
+                                                 for n in way[::-1]], inputs // C,
                            bool(all(len(n.users) == 1 for n in [source, *way]) and times[source.target] == 1))
     return found
 
@@ -112,7 +126,8 @@ def weights_of(net: nn.Module, layer: str # module path of a measured layer, or 
     if not inside: raise DlmechError(f'layers: this network has no {layer}; it was not measured')
     source, _ = walk_back(inside[-1], modules)
     if isinstance(modules.get(source.target), WEIGHTED): return source.target
-    raise DlmechError(f'layers: {layer} ends in {what(source)}, where its filters are no longer those of one layer')
+    raise DlmechError(f'layers: {layer} ends in {what(source)}, where its filters are no longer those of '
+                      'one layer')
 
 # %% ../nbs/04_afcc.ipynb #1bb7d45d
 def link_between(net: nn.Module, a: str, b: str # measured layers; b may be 'output'
@@ -121,7 +136,8 @@ def link_between(net: nn.Module, a: str, b: str # measured layers; b may be 'out
     source, target = weights_of(net, a), weights_of(net, b)
     link = links(net)[target]
     if isinstance(link, str): raise DlmechError(f'layers: {a} to {b}: {link}')
-    if link.source != source: raise DlmechError(f'layers: {a} and {b} are not neighbours: {b} reads the filters of {link.source}')
+    if link.source != source:
+        raise DlmechError(f'layers: {a} and {b} are not neighbours: {b} reads the filters of {link.source}')
     return link
 
 # %% ../nbs/04_afcc.ipynb #8aba4603
@@ -134,7 +150,8 @@ def measured(found: Run|Measurement, layer: int|str) -> tuple[str, pd.DataFrame,
     if isinstance(found, Measurement):
         n = layer_numbers(layer, list(found.parts), 'this measurement')[0]
         return list(found.parts)[n-1], found.filters(n), found.fields(n).cpu()
-    raise ParameterError(f'found: a run or a measurement says what the filters do, a {type(found).__name__} does not; measure the network first, with dlmech.measure(model, train, train)')
+    raise ParameterError(f'found: a run or a measurement says what the filters do, a {type(found).__name__} '
+                         'does not; measure the network first, with dlmech.measure(model, train, train)')
 
 # %% ../nbs/04_afcc.ipynb #ca43aeaf
 def labels_of(table: pd.DataFrame, # of filters, as in filters-<layer>.csv
@@ -159,7 +176,8 @@ def rescue(mask: Tensor,     # (G, F) bool, changed in place
           ) -> list[int]:
     "Connects the strongest living filters to every label that `mask` would cut off; those labels."
     wanted = of_next.any(0)                                                         # (K,)
-    reached = torch.stack([(mask[of_next[:, l]] & alive).any(0).sum() for l in range(len(wanted))]) # (K,) filters that feed the label
+    reached = torch.stack([(mask[of_next[:, l]] & alive).any(0).sum()
+                           for l in range(len(wanted))])  # (K,) filters that feed the label
     cut = (wanted & (reached == 0)).nonzero()[:, 0].tolist()
     n = int(reached[reached > 0].min()) if (reached > 0).any() else 1
     for l in cut:
@@ -178,19 +196,25 @@ def widen(mask: Tensor,   # (G, F) bool
 # %% ../nbs/04_afcc.ipynb #55877e10
 def check_counts(a: str, b: str, counted: tuple, there: tuple) -> None:
     "A `DlmechError` if the measured filters are not those of the network."
-    if counted != there: raise DlmechError(f'layers: {a} to {b}: {counted[0]} and {counted[1]} filters were measured, the network has {there[0]} and {there[1]}; '
-                                           'it is not the one that was measured')
+    if counted != there:
+        raise DlmechError(f'layers: {a} to {b}: {counted[0]} and {counted[1]} filters were measured, the '
+                          f'network has {there[0]} and {there[1]}; '
+                          'it is not the one that was measured')
 
 def afcc_masks(net: nn.Module, found: Run|Measurement,
-               layers: list,         # neighbours, in order: numbers or module paths, and 'output' for the outputs
+               layers: list,  # neighbours, in order: numbers or module paths, and 'output' for the outputs
                labels: dict = None   # {module path: (C, K) bool} in place of the clusters' labels
               ) -> tuple[dict[str, Tensor], pd.DataFrame]:
-    "AFCC's masks {path of the layer that reads: bool, of its weight's shape} and a row for each link (P2, P4, P5)."
-    if len(layers) < 2 or 'output' in layers[:-1]: raise ParameterError("layers: neighbours in order are needed, as in [4, 5], or with 'output' at the end, as in [5, 'output']")
+    """AFCC's masks {path of the layer that reads: bool, of its weight's shape} and a row for each link (P2,
+    P4, P5)."""
+    if len(layers) < 2 or 'output' in layers[:-1]:
+        raise ParameterError("layers: neighbours in order are needed, as in [4, 5], or with 'output' at the "
+                             "end, as in [5, 'output']")
     parts = [measured(found, l) for l in layers if l != 'output']
     K, modules = parts[0][2].shape[1], dict(net.named_modules())
     of = {p: labels_of(t, K) for p, t, _ in parts} | (labels or {}) | {'output': torch.eye(K).bool()}
-    names, alive = [p for p, *_ in parts] + ['output'] * ('output' in layers), torch.ones(len(parts[0][1]), dtype=torch.bool)
+    names = [p for p, *_ in parts] + ['output'] * ('output' in layers)
+    alive = torch.ones(len(parts[0][1]), dtype=torch.bool)
     masks, rows = {}, []
     for (a, _, M), b in zip(parts, names[1:]):
         link = link_between(net, a, b)
@@ -198,10 +222,13 @@ def afcc_masks(net: nn.Module, found: Run|Measurement,
         check_counts(a, b, (len(of[a]), len(of[b])), (len(modules[link.source].weight), len(weight)))
         mask = shared(of[b], of[a])
         cut = rescue(mask, of[b], M.diagonal(dim1=1, dim2=2), alive)
-        if not mask.any(): raise DlmechError(f'layers: {a} to {b}: no filter of {b} has a cluster, so AFCC would keep nothing; a lower threshold may help')
+        if not mask.any():
+            raise DlmechError(f'layers: {a} to {b}: no filter of {b} has a cluster, so AFCC would keep '
+                              'nothing; a lower threshold may help')
         alive = (mask & alive).any(1)
         masks[link.target] = widen(mask, weight)
-        rows.append(dict(source=link.source, target=link.target, kernels=mask.numel(), kept=int(mask.sum()), dilution=1 - mask.float().mean().item(),
+        rows.append(dict(source=link.source, target=link.target, kernels=mask.numel(), kept=int(mask.sum()),
+                         dilution=1 - mask.float().mean().item(),
                          weights=weight.numel(), silent=int((~alive).sum()), rescued=' '.join(map(str, cut))))
     return masks, pd.DataFrame(rows)
 
@@ -230,8 +257,10 @@ class Diluted:
     @property
     def dilution(self) -> float:
         "The share of the masked layers' weights that are gone."
-        return 1 - sum(int(m.sum()) for m in self.masks.values()) / sum(m.numel() for m in self.masks.values())
-    def __repr__(self) -> str: return f'{len(self.masks)} masks, dilution {self.dilution:.3f}\n{self.table.round(3)}'
+        return 1 - sum(int(m.sum())
+                       for m in self.masks.values()) / sum(m.numel() for m in self.masks.values())
+    def __repr__(self) -> str:
+        return f'{len(self.masks)} masks, dilution {self.dilution:.3f}\n{self.table.round(3)}'
     def _repr_html_(self) -> str: return self.table.round(4)._repr_html_()
 
 def masked(model: nn.Module, masks: dict[str, Tensor], table: pd.DataFrame = None) -> Diluted:
@@ -254,7 +283,8 @@ def beside(net: nn.Module, masks: dict) -> list[str]:
 @contextmanager
 def only_training(net: nn.Module, paths: list[str]|None # None: all
                  ):
-    "Inside, only the modules at `paths` train; on leaving, modes and `requires_grad` are as they were, but in evaluation mode."
+    """Inside, only the modules at `paths` train; on leaving, modes and `requires_grad` are as they were, but
+    in evaluation mode."""
     was = {p: p.requires_grad for p in net.parameters()}
     modules = dict(net.named_modules())
     chosen = list(modules.values()) if paths is None else [modules[p] for p in paths]
@@ -266,35 +296,53 @@ def only_training(net: nn.Module, paths: list[str]|None # None: all
             for p in m.parameters(recurse=paths is not None): p.requires_grad_(True)
         yield [p for p in was if p.requires_grad]
     finally:
-        for p, grad in was.items(): p.requires_grad_(grad); p.grad = None
+        for p, grad in was.items():
+            p.requires_grad_(grad)
+            p.grad = None
         net.eval()
 
 # %% ../nbs/04_afcc.ipynb #1b00400c
 def retrain(d: Diluted, batches,       # training batches (x, y); `.at(epoch)` is called if there is one
             epochs: int = 2, what: str = 'beside', # the two layers beside each mask, or all
-            lr: float = .01, momentum: float = .95, weight_decay: float = 1e-3, smoothing: float = 0.) -> pd.DataFrame:
-    "Retrains the masked network, its masks kept; the loss and success rate (on the training images) of each epoch."
+            lr: float = .01, momentum: float = .95, weight_decay: float = 1e-3,
+            smoothing: float = 0.) -> pd.DataFrame:
+    """Retrains the masked network, its masks kept; the loss and success rate (on the training images) of each
+    epoch."""
     one_of('what', what, ['beside', 'all'])
     paths, log, steps = beside(d.net, d.masks) if what == 'beside' else None, [], epochs * len(batches)
-    with holding(d.net, d.masks), only_training(d.net, paths) as params, progress(desc='retraining', total=steps, unit='step') as bar:
+    with holding(d.net, d.masks), only_training(d.net, paths) as params, progress(desc='retraining',
+                                                                                  total=steps, unit='step') as bar:
         opt = torch.optim.SGD(params, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
         for epoch in range(1, epochs+1):
             loss_sum = right = n = 0
             for i, (x, y) in enumerate(batches.at(epoch) if hasattr(batches, 'at') else batches):
                 opt.param_groups[0]['lr'] = lr * (1 - ((epoch-1) * len(batches) + i) / steps)
-                with mixed(x.device): out = d.net(x); loss = F.cross_entropy(out, y, label_smoothing=smoothing)
-                opt.zero_grad(); loss.backward(); opt.step(); bar.update()
-                loss_sum += loss.detach() * len(y); right += (out.detach().argmax(1) == y).sum(); n += len(y)
-            if not torch.isfinite(loss_sum): raise DlmechError(f'retraining: the loss is no longer finite in epoch {epoch}; a smaller lr may help')
+                with mixed(x.device):
+                    out = d.net(x)
+                    loss = F.cross_entropy(out, y, label_smoothing=smoothing)
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+                bar.update()
+                loss_sum += loss.detach() * len(y)
+                right += (out.detach().argmax(1) == y).sum()
+                n += len(y)
+            if not torch.isfinite(loss_sum):
+                raise DlmechError(f'retraining: the loss is no longer finite in epoch {epoch}; a smaller lr '
+                                  'may help')
             log.append(dict(epoch=epoch, loss=float(loss_sum/n), train_success_rate=float(right/n)))
     return pd.DataFrame(log)
 
 # %% ../nbs/04_afcc.ipynb #77b12862
 def training_batches(found, train, device, batch: int = 100, seed: int = 0):
-    "Shuffled batches to retrain on: `train`, or the run's training images, shifted and flipped as in phase 1."
+    """Shuffled batches to retrain on: `train`, or the run's training images, shifted and flipped as in phase
+    1."""
     if train is not None: return as_batches(train, batch, device, shuffle=True, seed=seed)
-    if isinstance(found, Run): return Batches(found.data.train, batch, device, shuffle=True, shift=4, flip=found.data.flip, seed=seed)
-    raise ParameterError('train: a measurement keeps no images, so to retrain give the training images, or epochs=0')
+    if isinstance(found, Run):
+        return Batches(found.data.train, batch, device, shuffle=True, shift=4, flip=found.data.flip,
+                       seed=seed)
+    raise ParameterError('train: a measurement keeps no images, so to retrain give the training images, or '
+                         'epochs=0')
 
 def dilute(model: nn.Module,             # a trained network; stays as it is
            found: Run|Measurement,       # what was measured of it, on training images
@@ -308,7 +356,8 @@ def dilute(model: nn.Module,             # a trained network; stays as it is
     "AFCC and ANDC: masks by the filters' clusters, fixed, and a short retraining (P2, P4, P5)."
     d = masked(model, *afcc_masks(model, found, layers, labels))
     for _, row in d.table[d.table.rescued != ''].iterrows():
-        warnings.warn(f'{row.source} to {row.target}: no filter has label {row.rescued}; it would be cut off, so its strongest filters stay connected')
+        warnings.warn(f'{row.source} to {row.target}: no filter has label {row.rescued}; it would be cut '
+                      'off, so its strongest filters stay connected')
     if check_int('epochs', epochs, 0):
         device = next(model.parameters()).device
         retrain(d, training_batches(found, train, device, seed=seed), int(epochs), what, **kwargs)
@@ -335,6 +384,7 @@ def from_scratch(run: Run, masks: dict[str, Tensor], table: pd.DataFrame = None,
     "The run's architecture with new weights under these masks, trained by the run's recipe (phase 1)."
     p = replace(run.params, seed=seed, weights='')
     d = masked(new_model(p, run.data.K), masks, table)
-    with holding(d.net, d.masks): train(d.net, run.data, get_recipe(p.recipe, p.arch, run.data, p.epochs), run.device, seed)
+    with holding(d.net, d.masks):
+        train(d.net, run.data, get_recipe(p.recipe, p.arch, run.data, p.epochs), run.device, seed)
     d.net.eval()
     return d

@@ -28,7 +28,8 @@ PLANS = {'vgg6':   '1 M 2 M 4 M 8 M 8 M',
          'avgg13': '1 1 M 2 2 M 4 4 4 8 8 8 A4 M2',
          'avgg14': '1 1 M 2 2 M 4 4 4 8 8 8 8 8 8 A4 M2',
          'avgg16': '1 1 M 2 2 M 4 4 4 8 8 8 8 8 8 A4 M2'}
-HIDDEN_FC = {'vgg16': [64, 64], 'avgg8': [64, 64], 'avgg13': [64, 64], 'avgg16': [64, 64]} # nodes of the FC layers before the last, in units of d
+HIDDEN_FC = {'vgg16': [64, 64], 'avgg8': [64, 64], 'avgg13': [64, 64],
+             'avgg16': [64, 64]}  # nodes of the FC layers before the last, in units of d
 
 # %% ../nbs/01_arch.ipynb #a31eee91
 def read_plan(plan: str # as in `PLANS`
@@ -37,8 +38,12 @@ def read_plan(plan: str # as in `PLANS`
     layers = []
     for step in plan.split():
         if re.fullmatch('[1-9][0-9]*', step): layers.append((int(step), []))
-        elif layers and re.fullmatch('[MA]([2-9]|[1-9][0-9]+)?', step): layers[-1][1].append((step[0], int(step[1:] or 2)))
-        else: raise ParameterError(f'plan: {step!r} has no place there; a plan has layers (filters in units of d) and after them poolings, M2 (max) or A2 (average), as in "{PLANS["avgg6"]}"')
+        elif layers and re.fullmatch('[MA]([2-9]|[1-9][0-9]+)?', step):
+            layers[-1][1].append((step[0], int(step[1:] or 2)))
+        else:
+            raise ParameterError(f'plan: {step!r} has no place there; a plan has layers (filters in units '
+                                 'of d) and after them poolings, M2 (max) or A2 (average), as in '
+                                 f'"{PLANS["avgg6"]}"')
     return layers
 
 # %% ../nbs/01_arch.ipynb #a41974d2
@@ -47,19 +52,24 @@ def plan_of(arch: str, plan: str = '' # '': the architecture's own
     "The plan to build; an error if its layers are not those of `arch`."
     one_of('arch', arch, PLANS)
     mine, own = ([n for n, _ in read_plan(p)] for p in (plan or PLANS[arch], PLANS[arch]))
-    if mine != own: raise ParameterError(f'plan: the layers of {arch} are {" ".join(map(str, own))}, those of the plan {" ".join(map(str, mine))}; only poolings may differ')
+    if mine != own:
+        raise ParameterError(f'plan: the layers of {arch} are {" ".join(map(str, own))}, those of the plan '
+                             f'{" ".join(map(str, mine))}; only poolings may differ')
     return plan or PLANS[arch]
 
 # %% ../nbs/01_arch.ipynb #caeac801
 def conv_layer(c_in: int, c_out: int, pools: list[tuple[str, int]]) -> nn.Sequential:
     "Convolution, BatchNorm, ReLU, and the poolings."
-    parts = OrderedDict(conv=nn.Conv2d(c_in, c_out, 3, padding=1), bn=nn.BatchNorm2d(c_out), relu=nn.ReLU(inplace=True))
-    for i, (kind, side) in enumerate(pools): parts[f'pool{i+1 if i else ""}'] = dict(M=nn.MaxPool2d, A=nn.AvgPool2d)[kind](side)
+    parts = OrderedDict(conv=nn.Conv2d(c_in, c_out, 3, padding=1), bn=nn.BatchNorm2d(c_out),
+                        relu=nn.ReLU(inplace=True))
+    for i, (kind, side) in enumerate(pools):
+        parts[f'pool{i+1 if i else ""}'] = dict(M=nn.MaxPool2d, A=nn.AvgPool2d)[kind](side)
     return nn.Sequential(parts)
 
 # %% ../nbs/01_arch.ipynb #95f28eb6
 class VGG(nn.Module):
-    "Convolutional layers named from 1, then FC layers with no activation between them, the last one without bias."
+    """Convolutional layers named from 1, then FC layers with no activation between them, the last one without
+    bias."""
     def __init__(self,
                  plan: str,           # filters of each layer in units of d, and poolings, as in `PLANS`
                  K: int,              # labels
@@ -71,11 +81,14 @@ class VGG(nn.Module):
         for n, pools in read_plan(plan):
             layers[str(len(layers)+1)] = conv_layer(c, c := n*d, pools)
             for _, k in pools: side //= k
-        if side == 0: raise ParameterError(f'size: images of {size} x {size} are too small for the plan {plan}: its poolings leave nothing')
+        if side == 0:
+            raise ParameterError(f'size: images of {size} x {size} are too small for the plan {plan}: its '
+                                 'poolings leave nothing')
         self.layers = nn.Sequential(layers)
         widths = [c * side**2, *(h*d for h in hidden), K]
         pairs = list(zip(widths, widths[1:]))
-        self.fc = nn.Sequential(nn.Flatten(), *(nn.Linear(i, o, bias=o_last) for (i, o), o_last in zip(pairs, [True]*(len(pairs)-1) + [False])))
+        self.fc = nn.Sequential(nn.Flatten(), *(nn.Linear(i, o, bias=o_last) for (i, o),
+                                                o_last in zip(pairs, [True]*(len(pairs)-1) + [False])))
 
     def forward(self, x: Tensor) -> Tensor: return self.fc(self.layers(x)) # (B, 3, size, size) -> (B, K)
 
@@ -96,7 +109,8 @@ def keep_resolution(net: nn.Module) -> None:
     for conv in strided[:2]: conv.stride = (1, 1)
 
 # %% ../nbs/01_arch.ipynb #6bc017a4
-MEAN, STD = (.485, .456, .406), (.229, .224, .225) # of the colours in [0, 1], as torchvision's weights were trained
+MEAN = (.485, .456, .406)
+STD = (.229, .224, .225) # of the colours in [0, 1], as torchvision's weights were trained
 
 def translated(net: nn.Module) -> nn.Module:
     "`net`, which from now on takes images in [-1, 1]."
@@ -120,30 +134,41 @@ def torchvision_model(arch: str, K: int, size: int) -> nn.Module:
 
 # %% ../nbs/01_arch.ipynb #e0a1b2c1
 def pretrained_model(arch: str) -> nn.Module:
-    "torchvision's network of that name with its own weights for ImageNet's 1,000 labels; an error if they are not to be had."
+    """torchvision's network of that name with its own weights for ImageNet's 1,000 labels; an error if they
+    are not to be had."""
     from torchvision import models
     try: return translated(models.get_model(arch, weights='DEFAULT'))
     except OSError as e:
-        raise DlmechError(f"weights: torchvision's weights of {arch} cannot be fetched ({e}); put their file into {torch.hub.get_dir()}/checkpoints, or name a .safetensors file of your own") from None
+        raise DlmechError(f"weights: torchvision's weights of {arch} cannot be fetched ({e}); put their "
+                          f"file into {torch.hub.get_dir()}/checkpoints, or name a .safetensors file of "
+                          "your own") from None
 
 # %% ../nbs/01_arch.ipynb #a8709978
 def put_weights(net: nn.Module, tensors: dict[str, Tensor], source) -> nn.Module:
     "`net` with these weights; an error that names keys and shapes if they do not fit."
     own = net.state_dict()
     wrong = [f'{len(ks)} {what} ({", ".join(ks[:3])}{", …" * (len(ks) > 3)})' for what, ks in
-             (('missing', [k for k in own if k not in tensors and not k.endswith('num_batches_tracked')]), ('unknown', [k for k in tensors if k not in own])) if ks]
-    shapes = [f'{k} is {tuple(t.shape)} instead of {tuple(own[k].shape)}' for k in own if (t := tensors.get(k, own[k])).shape != own[k].shape]
-    if wrong or shapes: raise DlmechError(f'{source}: these weights do not fit the network: {"; ".join(wrong + shapes[:3] + ["…"] * (len(shapes) > 3))}')
-    net.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, strict=False)
+             (('missing', [k for k in own if k not in tensors and not k.endswith('num_batches_tracked')]),
+              ('unknown', [k for k in tensors if k not in own])) if ks]
+    shapes = [f'{k} is {tuple(t.shape)} instead of {tuple(own[k].shape)}' for k in own
+              if (t := tensors.get(k, own[k])).shape != own[k].shape]
+    if wrong or shapes:
+        raise DlmechError(f'{source}: these weights do not fit the network: '
+                          f'{"; ".join(wrong + shapes[:3] + ["…"] * (len(shapes) > 3))}')
+    net.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in tensors.items()},
+                        strict=False)
     return net
 
 # %% ../nbs/01_arch.ipynb #fce38323
 def weights_file(weights: str, arch: str) -> Path|None:
     "The file that `weights` names, none if it names none; an error if it cannot be."
-    if weights == 'pretrained' and arch in PLANS: raise ParameterError(f"weights: nobody offers weights of {arch}; a network that comes with dlmech is taken by itself, torchvision's others have some")
+    if weights == 'pretrained' and arch in PLANS:
+        raise ParameterError(f"weights: nobody offers weights of {arch}; a network that comes with dlmech "
+                             "is taken by itself, torchvision's others have some")
     if weights in ('', 'pretrained'): return None
     path = base()/Path(weights).expanduser()
-    if not path.is_file(): raise ParameterError(f'weights: there is no file {path}; it may be pretrained, or a .safetensors file')
+    if not path.is_file():
+        raise ParameterError(f'weights: there is no file {path}; it may be pretrained, or a .safetensors file')
     return path
 
 # %% ../nbs/01_arch.ipynb #e0a1b2c7
@@ -175,7 +200,8 @@ def evaluating(net: nn.Module):
 
 # %% ../nbs/01_arch.ipynb #bf4ccdc8
 CONVS = nn.Conv1d, nn.Conv2d, nn.Conv3d
-FOLLOWS = {f'torch.nn.modules.{m}' for m in ('batchnorm', 'normalization', 'instancenorm', 'activation', 'pooling', 'dropout')}
+FOLLOWS = {f'torch.nn.modules.{m}' for m in ('batchnorm', 'normalization', 'instancenorm', 'activation',
+                                             'pooling', 'dropout')}
 
 @torch.no_grad()
 def module_calls(net: nn.Module, x: Tensor) -> list[tuple]: # [(path, module, input, output), …]
@@ -184,7 +210,9 @@ def module_calls(net: nn.Module, x: Tensor) -> list[tuple]: # [(path, module, in
     try:
         for path, m in net.named_modules():
             if next(m.children(), None) is None or isinstance(m, CONVS):
-                hooks.append(m.register_forward_hook(lambda m, args, out, path=path: calls.append((path, m, args[0] if args else None, out))))
+                hooks.append(m.register_forward_hook(lambda m, args, out,
+                                                     path=path: calls.append((path, m, args[0] if args
+                                                                              else None, out))))
         with evaluating(net): net(x)
     finally:
         for h in hooks: h.remove()
@@ -202,7 +230,8 @@ def find_layers(net: nn.Module, x: Tensor # one batch of images
     for i in starts:
         path, out = calls[i][0], calls[i][3]
         for next_path, m, taken, given in calls[i+1:]:
-            if taken is not out or times[next_path] > 1 or type(m).__module__ not in FOLLOWS or 'Adaptive' in type(m).__name__: break
+            if taken is not out or times[next_path] > 1 or type(m).__module__ not in FOLLOWS or 'Adaptive' in type(m).__name__:
+                break
             path, out = next_path, given
         found.append(path)
     return [p for p in dict.fromkeys(found) if times[p] == 1]
@@ -238,7 +267,8 @@ def layer_numbers(layer: int|str,    # a number from 1, a path, last, or all
     try: number = check_int('layer', layer, 1)
     except ParameterError: number = 0
     if 1 <= number <= len(paths): return [number]
-    raise ParameterError(f'layer: {what} has no layer {layer!r}; it may be 1 to {len(paths)}, last, all, or one of {", ".join(modules)}')
+    raise ParameterError(f'layer: {what} has no layer {layer!r}; it may be 1 to {len(paths)}, last, all, or '
+                         f'one of {", ".join(modules)}')
 
 # %% ../nbs/01_arch.ipynb #82f2699f
 class TrunkDone(Exception): "The deepest layer asked for has answered."
@@ -257,7 +287,8 @@ class Trunk:
         self.leave = ExitStack()
         self.leave.enter_context(evaluating(self.net))
         for p in self.paths:
-            hook = self.modules[module_path(p)[0]].register_forward_hook(lambda m, args, out, p=p: self.see(p, out))
+            hook = self.modules[module_path(p)[0]].register_forward_hook(lambda m, args, out,
+                                                                         p=p: self.see(p, out))
             self.leave.callback(hook.remove)
         return self
     def __exit__(self, *exc): self.leave.close()
@@ -279,15 +310,20 @@ class Trunk:
     def __call__(self, x: Tensor) -> dict[str, Tensor]: # (B, 3, H, W) -> {path: (B, C, h, w)}
         "The layers' outputs for the images `x`; nodes of an FC layer are filters of 1 x 1."
         self.run(x)
-        overwritten = {p for p, out in self.seen.items() if isinstance(out, Tensor) and out._version != self.versions[p]}
-        if overwritten: self.copied |= overwritten; self.calls = None; self.run(x)
+        overwritten = {p for p, out in self.seen.items() if isinstance(out, Tensor)
+                       and out._version != self.versions[p]}
+        if overwritten:
+            self.copied |= overwritten
+            self.calls = None
+            self.run(x)
         if self.calls is None: self.calls = self.count
         return {p: maps(p, self.seen.get(p)) for p in self.paths}
 
 # %% ../nbs/01_arch.ipynb #33dda7e6
 def maps(path: str, out) -> Tensor: # (B, C, h, w)
     "A layer's output as maps of filters, or a sentence that says why it has none."
-    if out is None: raise DlmechError(f'layer: {path} takes no part when the network answers, so it cannot be measured')
+    if out is None:
+        raise DlmechError(f'layer: {path} takes no part when the network answers, so it cannot be measured')
     if not isinstance(out, Tensor) or out.ndim not in (2, 4):
         got = f'of shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
         raise DlmechError(f'layer: {path} gives {got}; only (B, C, h, w) or (B, C) can be measured')
@@ -309,7 +345,8 @@ def layers_of(arch: str, d: int = 64, size: int = 32, plan: str = '') -> list[st
         with torch.device('meta'):
             net, x = get_model(arch, 2, d, size=size, plan=plan), torch.zeros(1, 3, size, size)
             if arch == 'efficientnet_b0': return [f'features.{i}@1x1' for i in range(len(net.features))]
-            return readable(net, [f'layers.{i+1}' for i in range(len(net.layers))] if arch in PLANS else find_layers(net, x), x)
+            return readable(net, [f'layers.{i+1}' for i in range(len(net.layers))] if arch in PLANS
+                            else find_layers(net, x), x)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as e:
         if isinstance(e, DlmechError): raise
         raise DlmechError(f'arch: {arch} does not take images of {size} x {size} ({str(e).splitlines()[0]})') from None

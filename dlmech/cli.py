@@ -18,7 +18,8 @@ def copy_notebooks(dest: str|Path # a folder, made if it is not there
     "Copies the notebooks to `dest`; an error, and nothing copied, if one of them is there already."
     dest, sources = Path(dest).expanduser(), sorted(notebooks_folder().glob('*.ipynb'))
     there = [s.name for s in sources if (dest/s.name).exists()]
-    if there: raise DlmechError(f'{dest} already holds {", ".join(there)}; name another folder, or move them away')
+    if there:
+        raise DlmechError(f'{dest} already holds {", ".join(there)}; name another folder, or move them away')
     try: dest.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DlmechError(f'{dest} cannot be made a folder ({e.strerror})') from None
     return [Path(shutil.copy(s, dest)) for s in sources]
@@ -26,13 +27,17 @@ def copy_notebooks(dest: str|Path # a folder, made if it is not there
 # %% ../nbs/07_cli.ipynb #f5a09626
 def parser() -> argparse.ArgumentParser:
     "The command line's arguments."
-    p = argparse.ArgumentParser('dlmech', description='dlmech measures what every filter of a trained network does.',
-                                epilog='The work itself is done in notebooks: papermill 03_filter.ipynb out.ipynb -p layer 13')
+    p = argparse.ArgumentParser('dlmech', description='dlmech measures what every filter of a trained '
+                                                      'network does.',
+                                epilog='The work itself is done in notebooks: papermill 03_filter.ipynb '
+                                       'out.ipynb -p layer 13')
     p.add_argument('--version', action='version', version=f'dlmech {__version__}')
     commands = p.add_subparsers(dest='command', required=True)
-    c = commands.add_parser('notebooks', help='copy the notebooks into a folder, to open in JupyterLab or run with papermill')
+    c = commands.add_parser('notebooks', help='copy the notebooks into a folder, to open in JupyterLab or '
+                                              'run with papermill')
     c.add_argument('dest', help='the folder; nothing in it is overwritten')
-    c = commands.add_parser('report', help='write RUN/report/, an index and a page for every filter of a finished run')
+    c = commands.add_parser('report', help='write RUN/report/, an index and a page for every filter of a '
+                                           'finished run')
     c.add_argument('run', help='the folder of the run')
     c.add_argument('--threshold', type=float, default=.3, help='of the tables to report (default 0.3)')
     c.add_argument('--images', default='test', help='of the tables to report: test or train')
@@ -47,9 +52,12 @@ def main(args: list[str] = None) -> int:
     try:
         if given.command == 'notebooks':
             copied = copy_notebooks(given.dest)
-            print(f'{len(copied)} notebooks in {copied[0].parent}; next: papermill {copied[0].parent/"03_filter.ipynb"} out.ipynb -p layer 13')
+            print(f'{len(copied)} notebooks in {copied[0].parent}; next: papermill '
+                  f'{copied[0].parent/"03_filter.ipynb"} out.ipynb -p layer 13')
         if given.command == 'report':
-            from dlmech.report import open_finished, report                              # torch takes seconds to import
+            from dlmech.report import (open_finished, report)  # torch takes seconds to import
             print(report(open_finished(given.run, given.threshold, given.images, given.root, given.device)))
-    except DlmechError as e: print(f'dlmech: {e}', file=sys.stderr); return 2
+    except DlmechError as e:
+        print(f'dlmech: {e}', file=sys.stderr)
+        return 2
     return 0

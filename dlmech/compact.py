@@ -32,7 +32,8 @@ def cuttable(net: nn.Module) -> list[Link]:
     "The links whose filters can be cut out, in the order of the network."
     every, modules = [l for l in links(net).values() if isinstance(l, Link)], dict(net.named_modules())
     read_once = lambda l: l.sole and sum(o.source == l.source for o in every) == 1
-    return [l for l in every if read_once(l) and all(by_itself(modules[p]) for p in l.between if p in modules)]
+    return [l for l in every if read_once(l) and all(by_itself(modules[p]) for p in l.between
+                                                     if p in modules)]
 
 # %% ../nbs/04_compact.ipynb #c2561bb0
 def by_filter(m: nn.Module, link: Link) -> Tensor: # (G, F, r)
@@ -59,7 +60,7 @@ def fold_constants(net: nn.Module, link: Link, x: Tensor # a few images
     source, target = modules[link.source], modules[link.target]
     mute = (source.weight.flatten(1) == 0).all(1) & (by_filter(target, link) != 0).any(2).any(0)   # (F,)
     if not mute.any(): return 0
-    at = arriving(net, link.target, x[:1])[0].double().reshape(len(mute), -1)                      # (F, positions)
+    at = arriving(net, link.target, x[:1])[0].double().reshape(len(mute), -1)  # (F, positions)
     even = mute & (at.amax(1) - at.amin(1) <= 1e-6 * at.abs().amax(1))
     weight = by_filter(target, link).double()                                                      # (G, F, r)
     padded = hasattr(target, 'padding') and target.padding_mode == 'zeros' and target.padding not in (0, 'valid', (0,), (0, 0), (0, 0, 0))
@@ -87,7 +88,8 @@ def carry(weight: Tensor, # (G, F, r), changed in place
 def resized(m: nn.Module, inputs: int, outputs: int, bias: bool) -> nn.Module:
     "A new convolution or FC layer like `m`, with other numbers of inputs and outputs."
     if isinstance(m, nn.Linear): return nn.Linear(inputs, outputs, bias=bias)
-    return type(m)(inputs, outputs, m.kernel_size, m.stride, m.padding, m.dilation, m.groups, bias, m.padding_mode)
+    return type(m)(inputs, outputs, m.kernel_size, m.stride, m.padding, m.dilation, m.groups, bias,
+                   m.padding_mode)
 
 def layout(m: nn.Module) -> torch.memory_format:
     "How the layer's weights lie in memory: channels last or first, which decides much of its speed."
@@ -97,7 +99,8 @@ def layout(m: nn.Module) -> torch.memory_format:
 
 def with_weights(m: nn.Module, weight: Tensor, bias: Tensor|None) -> nn.Module:
     "A layer like `m` that has these weights."
-    new = resized(m, weight.shape[1] * getattr(m, 'groups', 1), len(weight), bias is not None).to(weight.device, weight.dtype)
+    new = resized(m, weight.shape[1] * getattr(m, 'groups', 1), len(weight),
+                  bias is not None).to(weight.device, weight.dtype)
     new.weight.data = weight.detach().contiguous(memory_format=layout(m))
     if bias is not None: new.bias.data = bias.detach().clone()
     return new
@@ -123,7 +126,8 @@ def select(net: nn.Module, link: Link, index: Tensor # (f,) numbers of filters t
     "Keeps these filters of a link, in this order, in place."
     modules = dict(net.named_modules())
     source, target = modules[link.source], modules[link.target]
-    put(net, link.source, with_weights(source, source.weight[index], None if source.bias is None else source.bias[index]))
+    put(net, link.source, with_weights(source, source.weight[index],
+                                       None if source.bias is None else source.bias[index]))
     columns = (index[:, None] * link.spread + torch.arange(link.spread, device=index.device)).flatten()
     put(net, link.target, with_weights(target, target.weight[:, columns], target.bias))
     for p in link.between:
@@ -134,7 +138,8 @@ def select(net: nn.Module, link: Link, index: Tensor # (f,) numbers of filters t
 def cut_out(model: nn.Module|Diluted, # masked weights are exactly zero
             x: Tensor                 # a few images
            ) -> tuple[nn.Module, pd.DataFrame]:
-    "A copy without the filters that nothing reads or that read nothing, and a row for each layer that lost some; the outputs stay."
+    """A copy without the filters that nothing reads or that read nothing, and a row for each layer that lost
+    some; the outputs stay."""
     net = copy.deepcopy(model.net if isinstance(model, Diluted) else model).eval()
     folded = {l.source: fold_constants(net, l, x) for l in cuttable(net)}
     rows = []
@@ -159,20 +164,24 @@ def blocks_of(mask: np.ndarray, # (G, F) bool
         more = (size[:, None] + size) * union - (size * r.sum(1))[:, None] - size * r.sum(1)
         np.fill_diagonal(more, np.inf)
         i, j = sorted(np.unravel_index(more.argmin(), more.shape))
-        reads[i] |= reads[j]; members[i] = np.concatenate([members[i], members[j]])
-        reads = np.delete(reads, j, 0); del members[j]
+        reads[i] |= reads[j]
+        members[i] = np.concatenate([members[i], members[j]])
+        reads = np.delete(reads, j, 0)
+        del members[j]
     return [(np.sort(m), np.flatnonzero(r)) for m, r in zip(members, reads)]
 
 # %% ../nbs/04_compact.ipynb #2f9c7c17
 class Blocks(nn.Module):
-    "A convolution computed block by block: each block reads its own filters, and its outputs follow those of the block before."
+    """A convolution computed block by block: each block reads its own filters, and its outputs follow those
+    of the block before."""
     def __init__(self, parts: list[nn.Module], # the blocks' convolutions or FC layers
                  reads: list[Tensor]):         # what each block reads
         super().__init__()
         self.parts = nn.ModuleList(parts)
         for i, r in enumerate(reads): self.register_buffer(f'reads{i}', torch.as_tensor(r))
     def forward(self, x: Tensor) -> Tensor: # (B, F, h, w) -> (B, G, h', w')
-        return torch.cat([part(x.index_select(1, getattr(self, f'reads{i}'))) for i, part in enumerate(self.parts)], 1)
+        return torch.cat([part(x.index_select(1, getattr(self, f'reads{i}'))) for i,
+                          part in enumerate(self.parts)], 1)
 
 # %% ../nbs/04_compact.ipynb #09cd02cb
 class Gathered(nn.Module):
@@ -181,14 +190,16 @@ class Gathered(nn.Module):
         super().__init__()
         self.conv = conv
         self.register_buffer('reads', torch.as_tensor(reads))
-    def forward(self, x: Tensor) -> Tensor: return self.conv(x.index_select(1, self.reads)) # (B, F, h, w) -> (B, G, h', w')
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.index_select(1, self.reads)) # (B, F, h, w) -> (B, G, h', w')
 
 # %% ../nbs/04_compact.ipynb #14b4a9db
 def as_blocks(m: nn.Module, blocks: list) -> Blocks:
     "The layer `m`, block by block."
     device = m.weight.device
     reads = [torch.as_tensor(r, device=device) for _, r in blocks]
-    return Blocks([with_weights(m, m.weight[torch.as_tensor(a, device=device)][:, r], None if m.bias is None else m.bias[torch.as_tensor(a, device=device)])
+    return Blocks([with_weights(m, m.weight[torch.as_tensor(a, device=device)][:, r],
+                                None if m.bias is None else m.bias[torch.as_tensor(a, device=device)])
                    for (a, _), r in zip(blocks, reads)], reads)
 
 def as_groups(m: nn.Module, blocks: list) -> Gathered|None:
@@ -198,10 +209,14 @@ def as_groups(m: nn.Module, blocks: list) -> Gathered|None:
     parts, reads = [], []
     for a, r in blocks:
         w = m.weight[torch.as_tensor(a, device=device)][:, torch.as_tensor(r, device=device)].detach()
-        parts.append(torch.cat([w, w.new_zeros(len(a), width - len(r), *w.shape[2:])], 1)); reads += [*r, *[r[0]] * (width - len(r))]
+        parts.append(torch.cat([w, w.new_zeros(len(a), width - len(r), *w.shape[2:])], 1))
+        reads += [*r, *[r[0]] * (width - len(r))]
     order = np.concatenate([a for a, _ in blocks])
-    like = copy.copy(m); like.groups = len(blocks)
-    return Gathered(with_weights(like, torch.cat(parts), None if m.bias is None else m.bias[torch.as_tensor(order, device=device)]), torch.tensor(reads, device=device))
+    like = copy.copy(m)
+    like.groups = len(blocks)
+    return Gathered(with_weights(like, torch.cat(parts),
+                                 None if m.bias is None else m.bias[torch.as_tensor(order, device=device)]),
+                                 torch.tensor(reads, device=device))
 
 # %% ../nbs/04_compact.ipynb #ad37d776
 class SparseLinear(nn.Module):
@@ -209,7 +224,8 @@ class SparseLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor|None): # (G, F), (G,)
         super().__init__()
         csr = weight.detach().to_sparse_csr()
-        for name, t in dict(crow=csr.crow_indices(), col=csr.col_indices(), values=csr.values()).items(): self.register_buffer(name, t)
+        for name, t in dict(crow=csr.crow_indices(), col=csr.col_indices(), values=csr.values()).items():
+            self.register_buffer(name, t)
         self.register_buffer('bias', None if bias is None else bias.detach().clone())
         self.shape = tuple(weight.shape)
     def matrix(self) -> Tensor: return torch.sparse_csr_tensor(self.crow, self.col, self.values, self.shape)
@@ -226,7 +242,10 @@ def median_seconds(forms: dict, # name: a module, or anything to call
     seen = {name: [] for name in forms}
     for i in range(repeats + 2):                                                    # two to warm up
         for name, f in forms.items():
-            wait(); t = time.perf_counter(); f(x); wait()
+            wait()
+            t = time.perf_counter()
+            f(x)
+            wait()
             if i >= 2: seen[name].append(time.perf_counter() - t)
     return {name: statistics.median(t) for name, t in seen.items()}
 
@@ -235,7 +254,7 @@ def forms_of(m: nn.Module, blocks=(2, 4, 8), csr: float = .1 # density below whi
             ) -> dict[str, tuple[nn.Module, np.ndarray]]:
     "The forms that a masked layer can take, and the order in which each gives its filters."
     mask = (m.weight.detach().reshape(*m.weight.shape[:2], -1) != 0).any(2).cpu().numpy()
-    mask[~mask.any(1), 0] = True                                                    # a block for filters that read nothing
+    mask[~mask.any(1), 0] = True  # a block for filters that read nothing
     forms = {'dense': (m, np.arange(len(mask)))}
     if isinstance(m, nn.Linear):
         if mask.mean() < csr: forms['CSR'] = SparseLinear(m.weight, m.bias), np.arange(len(mask))
@@ -251,15 +270,18 @@ def forms_of(m: nn.Module, blocks=(2, 4, 8), csr: float = .1 # density below whi
 
 # %% ../nbs/04_compact.ipynb #034ec640
 @torch.no_grad()
-def in_fastest_form(net: nn.Module, x: Tensor, by: float = .9, # a form must take less than this share of the dense one's time
+def in_fastest_form(net: nn.Module, x: Tensor,
+                    by: float = .9,  # a form must take less than this share of the dense one's time
                     **kwargs # of `forms_of`
                    ) -> tuple[nn.Module, pd.DataFrame]:
-    "A copy of `net` with every masked layer in the form that is fastest on `x`, and the times of all forms over the dense one's."
+    """A copy of `net` with every masked layer in the form that is fastest on `x`, and the times of all forms
+    over the dense one's."""
     net, rows = copy.deepcopy(net), []
     reorder = {l.source: l for l in cuttable(net)}
     for path in [p for p, l in links(net).items() if isinstance(l, Link)]:
         given = arriving(net, path, x)
-        forms = {k: (m, order) for k, (m, order) in forms_of(net.get_submodule(path), **kwargs).items() if path in reorder or (order == np.arange(len(order))).all()}
+        forms = {k: (m, order) for k, (m, order) in forms_of(net.get_submodule(path), **kwargs).items()
+                 if path in reorder or (order == np.arange(len(order))).all()}
         if len(forms) < 2: continue
         took = median_seconds({k: m for k, (m, _) in forms.items()}, given)
         best = min(took, key=took.get)
@@ -278,13 +300,15 @@ def compact(model: nn.Module|Diluted, # masked weights are exactly zero
             forms: bool = True,       # whether to try other forms than dense layers
             atol: float = 1e-4, **kwargs # of `in_fastest_form`
            ) -> tuple[nn.Module, pd.DataFrame, pd.DataFrame]:
-    "The masked network, smaller and faster: a plain module with the same outputs, the table of what was cut, and that of the forms."
+    """The masked network, smaller and faster: a plain module with the same outputs, the table of what was
+    cut, and that of the forms."""
     net = model.net if isinstance(model, Diluted) else model
     small, cut = cut_out(net, x)
     small, chosen = in_fastest_form(small, x, **kwargs) if forms else (small, None)
     with evaluating(net): want = net(x)
     if not (off := float((small(x) - want).abs().max())) <= atol * max(1., float(want.abs().max())):
-        raise DlmechError(f'compact: the outputs are {off:.2g} away from the masked network\'s; this network is not one that can be cut')
+        raise DlmechError(f'compact: the outputs are {off:.2g} away from the masked network\'s; this '
+                          'network is not one that can be cut')
     return small, cut, chosen
 
 # %% ../nbs/04_compact.ipynb #7ef47b53
@@ -305,34 +329,44 @@ def macs(net: nn.Module, x: Tensor # (1, …)
 # %% ../nbs/04_compact.ipynb #9b20a064
 def sizes(net: nn.Module, x: Tensor) -> dict:
     "Weights, the share of them that is not zero, parameters, multiply-adds, and bytes as safetensors."
-    weights = [m.weight for m in net.modules() if isinstance(m, WEIGHTED)] + [m.values for m in net.modules() if isinstance(m, SparseLinear)]
+    weights = [m.weight for m in net.modules() if isinstance(m, WEIGHTED)] + [m.values for m in net.modules()
+                                                                              if isinstance(m, SparseLinear)]
     n, left = sum(w.numel() for w in weights), sum(int((w != 0).sum()) for w in weights)
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(Path(folder)/'net.safetensors', net.state_dict())
         size = os.path.getsize(Path(folder)/'net.safetensors')
-    return dict(weights=n, density=left / n, parameters=sum(p.numel() for p in net.parameters()) + sum(len(m.values) for m in net.modules() if isinstance(m, SparseLinear)),
+    return dict(weights=n, density=left / n,
+                parameters=sum(p.numel() for p in net.parameters()) + sum(len(m.values)
+                                                                          for m in net.modules()
+                                                                          if isinstance(m, SparseLinear)),
                 macs=macs(net, x), file_bytes=size)
 
 # %% ../nbs/04_compact.ipynb #b7b2fa3a
 class Masked(nn.Module):
     "Multiplies a weight by its mask."
-    def __init__(self, mask: Tensor): super().__init__(); self.register_buffer('mask', mask)
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer('mask', mask)
     def forward(self, w: Tensor) -> Tensor: return w * self.mask
 
 def with_run_time_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     "A copy of `model` whose weights are multiplied by their masks at every pass."
     net = copy.deepcopy(model)
-    for path, mask in masks.items(): nn.utils.parametrize.register_parametrization(net.get_submodule(path), 'weight', Masked(mask.float()))
+    for path, mask in masks.items():
+        nn.utils.parametrize.register_parametrization(net.get_submodule(path), 'weight', Masked(mask.float()))
     return net
 
 # %% ../nbs/04_compact.ipynb #734fb57a
 @torch.no_grad()
-def compare_networks(dense: nn.Module, d: Diluted, small: nn.Module, x: Tensor, # images; they are repeated to fill a batch
+def compare_networks(dense: nn.Module, d: Diluted, small: nn.Module,
+                     x: Tensor,  # images; they are repeated to fill a batch
             batches=(1, 256), repeats: int = 9) -> pd.DataFrame:
-    "Dense, masked at run time, and compact: sizes, seconds at each batch, and times faster than dense, all measured in turn in this process."
+    """Dense, masked at run time, and compact: sizes, seconds at each batch, and times faster than dense, all
+    measured in turn in this process."""
     forms = {'dense': dense, 'masked': with_run_time_masks(d.net, d.masks), 'compact': small}
     for net in forms.values(): net.eval()
-    table = pd.DataFrame([dict(network=name, **sizes(d.net if name == 'masked' else net, x)) for name, net in forms.items()])
+    table = pd.DataFrame([dict(network=name, **sizes(d.net if name == 'masked' else net, x)) for name,
+                          net in forms.items()])
     for n in batches:
         took = median_seconds(forms, x[torch.arange(n, device=x.device) % len(x)], repeats)
         table[f'seconds_{n}'] = [took[name] for name in forms]
@@ -344,9 +378,14 @@ def spec(m: nn.Module) -> dict|None:
     "What has to be known of a module to make it again from the original one."
     if isinstance(m, Blocks): return dict(kind='blocks', parts=[spec(p) for p in m.parts])
     if isinstance(m, Gathered): return dict(kind='gathered', reads=len(m.reads), part=spec(m.conv))
-    if isinstance(m, SparseLinear): return dict(kind='csr', shape=m.shape, n=len(m.values), bias=m.bias is not None)
-    if isinstance(m, CONVS): return dict(kind='layer', inputs=m.in_channels, outputs=m.out_channels, groups=m.groups, bias=m.bias is not None)
-    if isinstance(m, nn.Linear): return dict(kind='layer', inputs=m.in_features, outputs=m.out_features, groups=1, bias=m.bias is not None)
+    if isinstance(m, SparseLinear):
+        return dict(kind='csr', shape=m.shape, n=len(m.values), bias=m.bias is not None)
+    if isinstance(m, CONVS):
+        return dict(kind='layer', inputs=m.in_channels, outputs=m.out_channels, groups=m.groups,
+                    bias=m.bias is not None)
+    if isinstance(m, nn.Linear):
+        return dict(kind='layer', inputs=m.in_features, outputs=m.out_features, groups=1,
+                    bias=m.bias is not None)
     if isinstance(m, NORMS): return dict(kind='norm', n=m.num_features)
     if isinstance(m, nn.PReLU): return dict(kind='norm', n=m.num_parameters)
 
@@ -355,32 +394,39 @@ def from_spec(s: dict, like: nn.Module) -> nn.Module:
     if s['kind'] == 'blocks':
         parts = [from_spec(p, like) for p in s['parts']]
         return Blocks(parts, [torch.zeros(p['inputs'], dtype=torch.long) for p in s['parts']])
-    if s['kind'] == 'gathered': return Gathered(from_spec(s['part'], like), torch.zeros(s['reads'], dtype=torch.long))
+    if s['kind'] == 'gathered':
+        return Gathered(from_spec(s['part'], like), torch.zeros(s['reads'], dtype=torch.long))
     if s['kind'] == 'csr':
         m = SparseLinear(torch.zeros(s['shape']), torch.zeros(s['shape'][0]) if s['bias'] else None)
         m.col, m.values = torch.zeros(s['n'], dtype=torch.long), torch.zeros(s['n'])
         return m
     if s['kind'] == 'norm': return norm_with(like, torch.zeros(s['n'], dtype=torch.long))
-    like = copy.copy(like); like.groups = s['groups']
+    like = copy.copy(like)
+    like.groups = s['groups']
     return resized(like, s['inputs'], s['outputs'], s['bias']).to(memory_format=layout(like))
 
 # %% ../nbs/04_compact.ipynb #e4de9641
 def save_compact(path: str|Path, net: nn.Module) -> None:
     "The compact network as safetensors, its structure in the header."
     inner = [p for p, m in net.named_modules() if isinstance(m, (Blocks, Gathered))]
-    specs = {p: spec(m) for p, m in net.named_modules() if spec(m) and not any(p.startswith(i + '.') for i in inner)}
+    specs = {p: spec(m) for p, m in net.named_modules() if spec(m)
+             and not any(p.startswith(i + '.') for i in inner)}
     write_tensors(path, net.state_dict(), structure=json.dumps(specs))
 
-def load_compact(path: str|Path, original: nn.Module # of the architecture that was made compact, with any weights
+def load_compact(path: str|Path,
+                 original: nn.Module  # of the architecture that was made compact, with any weights
                 ) -> nn.Module:
     "The compact network in the file, in evaluation mode."
     tensors, about = read_tensors(path)
-    if 'structure' not in about: raise DlmechError(f'{path} holds no compact network; save it with save_compact')
+    if 'structure' not in about:
+        raise DlmechError(f'{path} holds no compact network; save it with save_compact')
     net = copy.deepcopy(original).cpu()
     for p, s in json.loads(about['structure']).items():
-        one_of('original', p, dict(net.named_modules())); put(net, p, from_spec(s, net.get_submodule(p)))
+        one_of('original', p, dict(net.named_modules()))
+        put(net, p, from_spec(s, net.get_submodule(p)))
     try: net.load_state_dict(tensors)
-    except RuntimeError as e: raise DlmechError(f'{path} does not fit this network ({str(e).splitlines()[1].strip()})') from None
+    except RuntimeError as e:
+        raise DlmechError(f'{path} does not fit this network ({str(e).splitlines()[1].strip()})') from None
     return net.eval()
 
 # %% ../nbs/04_compact.ipynb #5ea03021
@@ -388,18 +434,24 @@ def written_out(net: nn.Module) -> nn.Module:
     "A copy with every CSR layer as an ordinary FC layer."
     net = copy.deepcopy(net).eval()
     for p, m in list(net.named_modules()):
-        if isinstance(m, SparseLinear): put(net, p, with_weights(nn.Linear(1, 1), m.matrix().to_dense(), m.bias))
+        if isinstance(m, SparseLinear):
+            put(net, p, with_weights(nn.Linear(1, 1), m.matrix().to_dense(), m.bias))
     return net
 
 def exported(net: nn.Module, x: Tensor # a batch of at least two images
             ) -> torch.export.ExportedProgram:
     "The network by `torch.export`, for batches of any size."
-    return torch.export.export(written_out(net), (x.contiguous(),), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+    return torch.export.export(written_out(net), (x.contiguous(),),
+                               dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
 
 def to_onnx(net: nn.Module, x: Tensor, path: str|Path) -> None:
     "The network as an ONNX file, for batches of any size; needs the extra `onnx`."
     try: import onnx, onnxscript
-    except ImportError: raise DlmechError('ONNX: onnx and onnxscript are not installed; pip install dlmech[onnx]') from None
-    import logging; logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    torch.onnx.export(written_out(net), (x.contiguous(),), str(path), dynamo=True, external_data=False, verbose=False,
-                      dynamic_shapes=({0: torch.export.Dim('batch', min=1)},), input_names=['images'], output_names=['fields'])
+    except ImportError:
+        raise DlmechError('ONNX: onnx and onnxscript are not installed; pip install dlmech[onnx]') from None
+    import logging
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    torch.onnx.export(written_out(net), (x.contiguous(),), str(path), dynamo=True, external_data=False,
+                      verbose=False,
+                      dynamic_shapes=({0: torch.export.Dim('batch', min=1)},), input_names=['images'],
+                      output_names=['fields'])

@@ -15,7 +15,8 @@ import copy
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 
-from .afcc import Diluted, afcc_masks, from_scratch, link_between, masked, random_labels, retrain, weights_of, widen
+from .afcc import (Diluted, afcc_masks, from_scratch, link_between, masked, random_labels, retrain,
+                         weights_of, widen)
 from .arch import Trunk
 from .compact import compact, compare_networks, cut_out, macs
 from .data import Batches
@@ -23,11 +24,13 @@ from .filter import averaged_over, filtered, normalised, pick
 from .model import get_recipe, success_rate, trained
 from .probe import merge_rows, probed
 from .run import RESULTS, DlmechError, Run, generator, locked, one_of, read_csv, write_csv
-from .scores import KERNELS, PHASE3, SCORES, best, facts, fields_of, head_trials, keep_best, kept_maps, magnitude_masks, remove, split
+from .scores import (KERNELS, PHASE3, SCORES, best, facts, fields_of, head_trials, keep_best,
+                           kept_maps, magnitude_masks, remove, split)
 from .stats import interval
 
 # %% ../nbs/04_compare.ipynb #cde09bbf
-def as_key(row, names) -> tuple: return tuple(f'{row[n]:g}' if isinstance(row[n], (int, float)) else str(row[n]) for n in names)
+def as_key(row, names) -> tuple:
+    return tuple(f'{row[n]:g}' if isinstance(row[n], (int, float)) else str(row[n]) for n in names)
 
 def grow(path, key: dict, # what the row is of
          make             # called if the row is missing; gives the rest of it
@@ -48,12 +51,13 @@ class Ready:
     def __init__(self, run: Run, layers: list[int], # numbers, neighbours in order
                  images: int = 10_000):             # training images for the facts and the retraining
         self.run, self.net, self.layers = run, trained(run), layers
-        order = torch.randperm(len(run.data.train), generator=generator(run.params.seed, 'retraining'))[:images]
+        order = torch.randperm(len(run.data.train), generator=generator(run.params.seed,
+                                                                        'retraining'))[:images]
         self.train = Batches(run.data.train.at(order), 250, run.device)
         self.test = Batches(run.data.test, 250, run.device)
         self.paths = [run.layers[n-1] for n in layers]
-        self.at = weights_of(self.net, self.paths[0])                               # the network is split before it
-        filtered(averaged_over(run, 'train'), layers)                                   # heads and fields of all layers at once
+        self.at = weights_of(self.net, self.paths[0])  # the network is split before it
+        filtered(averaged_over(run, 'train'), layers)  # heads and fields of all layers at once
         self.facts = facts(self.net, run, layers, self.train)
         self.x = next(iter(self.test))[0]
         self.test_maps, self.train_maps = None, None
@@ -78,12 +82,17 @@ class Shuffled:
         self.x, self.y = torch.cat([x for x, _ in kept]), torch.cat([y for _, y in kept])
         self.batch, self.seed, self.epoch = batch, seed, 0
     def __len__(self): return -(-len(self.y) // self.batch)
-    def at(self, epoch): self.epoch = epoch; return self
+    def at(self, epoch):
+        self.epoch = epoch
+        return self
     def __iter__(self):
-        for i in torch.randperm(len(self.y), generator=generator(self.seed, 'order', self.epoch)).split(self.batch): yield self.x[i], self.y[i]
+        for i in torch.randperm(len(self.y), generator=generator(self.seed, 'order',
+                                                                 self.epoch)).split(self.batch):
+            yield self.x[i], self.y[i]
 
 def tried(ready: Ready, d: Diluted, epochs: int) -> float:
-    "Test SR of a pruned network after so many epochs of retraining of everything from the first layer on; `d` is not changed."
+    """Test SR of a pruned network after so many epochs of retraining of everything from the first layer on;
+    `d` is not changed."""
     test, train = ready.maps()
     back = copy.deepcopy(split(d.net, ready.at)[1])
     if epochs: retrain(Diluted(back, d.masks), Shuffled(train, seed=ready.run.params.seed), epochs, 'all')
@@ -95,16 +104,19 @@ def by_torch_pruning(net: nn.Module, layers: list[str], # module paths of convol
                     ) -> nn.Module:
     "A copy of `net` without the share `fraction` of these layers' filters, as torch-pruning chooses them."
     try: import torch_pruning as tp
-    except ImportError: raise DlmechError('torch-pruning is not installed; pip install dlmech[prune]') from None
+    except ImportError:
+        raise DlmechError('torch-pruning is not installed; pip install dlmech[prune]') from None
     net = copy.deepcopy(net).eval()
     ignored = [m for p, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and p not in layers]
-    pruner = tp.pruner.MetaPruner(net, x[:1], importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=fraction,
+    pruner = tp.pruner.MetaPruner(net, x[:1], importance=tp.importance.MagnitudeImportance(p=2),
+                                  pruning_ratio=fraction,
                                   ignored_layers=ignored, global_pruning=spread, max_pruning_ratio=.98)
     pruner.step()
     return net.eval()
 
 def at_macs(net: nn.Module, layers: list[str], target: int, x: Tensor) -> nn.Module:
-    "torch-pruning spread over the layers, at the largest number of multiply-adds that is at most `target`, found by halving."
+    """torch-pruning spread over the layers, at the largest number of multiply-adds that is at most `target`,
+    found by halving."""
     low, high, found = 0., .98, None
     for _ in range(7):
         middle = (low + high) / 2
@@ -115,7 +127,8 @@ def at_macs(net: nn.Module, layers: list[str], target: int, x: Tensor) -> nn.Mod
 
 # %% ../nbs/04_compare.ipynb #634f0f03
 def without(ready: Ready, score: str, fraction: float, fill: str = 'zero') -> Diluted:
-    "The network in which nothing reads the share `fraction` of the layers' filters that `score` ranks lowest."
+    """The network in which nothing reads the share `fraction` of the layers' filters that `score` ranks
+    lowest."""
     rank = one_of('score', score, SCORES) and SCORES[score]
     seeded = dict(seed=ready.run.params.seed) if score == 'random' else {}
     return remove(ready.net, ready.facts, keep_best(ready.facts, lambda k: rank(k, **seeded), fraction), fill)
@@ -135,17 +148,21 @@ def removal_table(ready: Ready, scores: list[str] = None, # None: all
     path, name = ready.run.file('removal.csv'), '+'.join(map(str, ready.layers))
     scores = list(SCORES) if scores is None else scores
     table = grow(path, dict(layers=name, score='dense', fraction=0., fill='zero', epochs=0),
-                 lambda: dict(test_success_rate=tried(ready, Diluted(ready.net, {}), 0), macs=macs(ready.net, ready.x)))
+                 lambda: dict(test_success_rate=tried(ready, Diluted(ready.net, {}), 0),
+                              macs=macs(ready.net, ready.x)))
     for score in scores:
         for fraction in fractions:
             for fill in fills:
                 if fill != 'zero' and score.startswith('torch-pruning'): continue
                 for e in epochs:
-                    if e and fill != 'zero': continue                               # a retraining finds the biases by itself
+                    if e and fill != 'zero':
+                        continue                               # a retraining finds the biases by itself
                     def make():
                         small = removed(ready, score, fraction, fill)
-                        return dict(test_success_rate=tried(ready, Diluted(small, {}), e), macs=macs(small, ready.x))
-                    table = grow(path, dict(layers=name, score=score, fraction=fraction, fill=fill, epochs=e), make)
+                        return dict(test_success_rate=tried(ready, Diluted(small, {}), e),
+                                    macs=macs(small, ready.x))
+                    table = grow(path, dict(layers=name, score=score, fraction=fraction, fill=fill, epochs=e),
+                                 make)
     return table[table.layers.astype(str) == name]
 
 # %% ../nbs/04_compare.ipynb #cae04af7
@@ -162,24 +179,29 @@ def dealt_anew(labels: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return {p: t[torch.randperm(len(t), generator=generator(seed, 'dealt', p))] for p, t in labels.items()}
 
 # %% ../nbs/04_compare.ipynb #6571b408
-RULES = ['AFCC', 'AFCC, labels dealt anew', 'carried signal', 'carried field', 'kernel norm', 'Wanda', 'random', 'magnitude', 'magnitude, global']
+RULES = ['AFCC', 'AFCC, labels dealt anew', 'carried signal', 'carried field', 'kernel norm', 'Wanda',
+         'random', 'magnitude', 'magnitude, global']
 
 def rule_masks(ready: Ready, rule: str, threshold: float) -> dict[str, Tensor]:
-    "The masks that a rule puts on the links between the layers, with as many weights kept as AFCC keeps at that threshold."
+    """The masks that a rule puts on the links between the layers, with as many weights kept as AFCC keeps at
+    that threshold."""
     run, chain = ready.run, ready.chain
     labels = labels_at(run, ready.layers, threshold)
     masks, _ = afcc_masks(ready.net, run, chain, labels)
     if one_of('rule', rule, RULES) == 'AFCC': return masks
-    if rule == 'AFCC, labels dealt anew': return afcc_masks(ready.net, run, chain, dealt_anew(labels, run.params.seed))[0]
+    if rule == 'AFCC, labels dealt anew':
+        return afcc_masks(ready.net, run, chain, dealt_anew(labels, run.params.seed))[0]
     counts = {p: int(m.sum()) for p, m in masks.items()}
     if rule.startswith('magnitude'): return magnitude_masks(ready.net, counts, 'global' in rule)
     by_reader = {k.link.target: k for k in ready.facts.values()}
     seeded = dict(seed=run.params.seed) if rule == 'random' else {}
     scores = {p: KERNELS[rule](by_reader[p], **seeded) for p in masks}
-    return {p: widen(best(s, counts[p] * s.numel() // masks[p].numel()), ready.net.get_submodule(p).weight) for p, s in scores.items()}
+    return {p: widen(best(s, counts[p] * s.numel() // masks[p].numel()), ready.net.get_submodule(p).weight)
+            for p, s in scores.items()}
 
 # %% ../nbs/04_compare.ipynb #d6d7b891
-def dilution_table(ready: Ready, rules: list[str] = None, thresholds=(.2, .3, .5, .7, .9), epochs=(0, 1)) -> pd.DataFrame:
+def dilution_table(ready: Ready, rules: list[str] = None, thresholds=(.2, .3, .5, .7, .9),
+                   epochs=(0, 1)) -> pd.DataFrame:
     "dilution.csv in the run's folder with a row for each rule, threshold and number of epochs."
     path, name = ready.run.file('dilution.csv'), '+'.join(map(str, ready.chain))
     table = grow(path, dict(layers=name, rule='dense', threshold=0., epochs=0),
@@ -204,12 +226,15 @@ def scratch_labels(ready: Ready, way: str) -> dict[str, Tensor]: # {path: (C, K)
 SCRATCH = 'AFCC', 'random AFCC, 5 labels', 'random AFCC, as many labels'
 
 def scratch_table(ready: Ready, ways: list[str] = SCRATCH) -> pd.DataFrame:
-    "scratch.csv in the run's folder: networks trained from new weights under fixed masks, by the run's recipe, beside the run's own."
+    """scratch.csv in the run's folder: networks trained from new weights under fixed masks, by the run's
+    recipe, beside the run's own."""
     run, path, name = ready.run, ready.run.file('scratch.csv'), '+'.join(map(str, ready.chain))
-    table = grow(path, dict(layers=name, way='dense'), lambda: dict(dilution=0., test_success_rate=tried(ready, Diluted(ready.net, {}), 0)))
+    table = grow(path, dict(layers=name, way='dense'),
+                 lambda: dict(dilution=0., test_success_rate=tried(ready, Diluted(ready.net, {}), 0)))
     for way in ways:
         def make():
-            masks, _ = afcc_masks(ready.net, run, ready.chain, scratch_labels(ready, one_of('way', way, SCRATCH)))
+            masks, _ = afcc_masks(ready.net, run, ready.chain,
+                                  scratch_labels(ready, one_of('way', way, SCRATCH)))
             d = from_scratch(run, masks, seed=run.params.seed)
             return dict(dilution=d.dilution, test_success_rate=success_rate(d.net, ready.test))
         table = grow(path, dict(layers=name, way=way), make)
@@ -223,13 +248,16 @@ def pruned(ready: Ready, way: str, # a rule for kernels, or 'filters by' and a s
            amount: float           # of filters: the share to remove; of kernels: AFCC's threshold
           ) -> Diluted:
     "The network pruned one way, masks in place, not retrained."
-    return without(ready, way.removeprefix(FILTERS), amount) if way.startswith(FILTERS) else masked(ready.net, rule_masks(ready, way, amount))
+    return without(ready, way.removeprefix(FILTERS),
+                   amount) if way.startswith(FILTERS) else masked(ready.net, rule_masks(ready, way, amount))
 
 def tried_whole(ready: Ready, d: Diluted, epochs: int) -> float:
-    "Test SR after so many epochs of the whole network as phase 1 trained it, at a twentieth of its learning rate; `d` is not changed."
+    """Test SR after so many epochs of the whole network as phase 1 trained it, at a twentieth of its learning
+    rate; `d` is not changed."""
     run, p = ready.run, ready.run.params
     r = get_recipe(p.recipe, p.arch, run.data, p.epochs)
-    train = Batches(run.data.train, r.batch, run.device, shuffle=True, shift=4, flip=run.data.flip and r.flip, cutout=r.cutout, seed=p.seed)
+    train = Batches(run.data.train, r.batch, run.device, shuffle=True, shift=4, flip=run.data.flip and r.flip,
+                    cutout=r.cutout, seed=p.seed)
     d = Diluted(copy.deepcopy(d.net), d.masks)
     retrain(d, train, epochs, 'all', r.lr/20, r.momentum, r.weight_decay, r.smoothing)
     return success_rate(d.net, ready.test)
@@ -237,23 +265,26 @@ def tried_whole(ready: Ready, d: Diluted, epochs: int) -> float:
 def end_table(ready: Ready, ends=ENDS, epochs: int = 1, whole: bool = False) -> pd.DataFrame:
     "end.csv in the run's folder: test SR of each way and amount after a retraining."
     path, name = ready.run.file('end.csv'), '+'.join(map(str, ready.layers))
-    for e in (0, epochs):                                                           # the dense network as it is, and retrained like the others
+    for e in (0, epochs):  # the dense network as it is, and retrained like the others
         def make():
             d = Diluted(ready.net, {})
-            return dict(dilution=0., test_success_rate=tried_whole(ready, d, e) if e and whole else tried(ready, d, e))
+            return dict(dilution=0., test_success_rate=tried_whole(ready, d, e) if e and whole
+                        else tried(ready, d, e))
         table = grow(path, dict(layers=name, way='dense', amount=0., epochs=e, whole=whole and e > 0), make)
     for way, amount in ends:
         def make():
             d = pruned(ready, way, amount)
-            left = Diluted(cut_out(d.net, ready.x)[0], {}) if way.startswith(FILTERS) else d    # without the filters there is less to train
-            return dict(dilution=d.dilution, test_success_rate=(tried_whole if whole else tried)(ready, left, epochs))
+            left = Diluted(cut_out(d.net, ready.x)[0],
+                           {}) if way.startswith(FILTERS) else d  # without the filters there is less to train
+            return dict(dilution=d.dilution, test_success_rate=(tried_whole if whole
+                                                                else tried)(ready, left, epochs))
         table = grow(path, dict(layers=name, way=way, amount=amount, epochs=epochs, whole=whole), make)
     return table[table.layers.astype(str) == name]
 
-
 # %% ../nbs/04_compare.ipynb #2fb2d6b8
 def latency_table(ready: Ready, ends=ENDS, repeats: int = 9) -> pd.DataFrame:
-    "latency.csv in the run's folder: sizes as shares of the dense network's, and times faster than it at batch 1 and 256."
+    """latency.csv in the run's folder: sizes as shares of the dense network's, and times faster than it at
+    batch 1 and 256."""
     path, name = ready.run.file('latency.csv'), '+'.join(map(str, ready.layers))
     for way, amount in ends:
         def make():
@@ -261,26 +292,36 @@ def latency_table(ready: Ready, ends=ENDS, repeats: int = 9) -> pd.DataFrame:
             small, *_ = compact(d, ready.x)
             with torch.no_grad(): off = float((small(ready.x) - d.net(ready.x)).abs().max())
             t = compare_networks(ready.net, d, small, ready.x, repeats=repeats).set_index('network')
-            return dict(agreement=off, **{f'{c}_{n}': t[c][n] / (t[c]['dense'] if c in ('parameters', 'macs', 'file_bytes') else 1)
-                                          for n in ('masked', 'compact') for c in ('density', 'parameters', 'macs', 'file_bytes', 'faster_1', 'faster_256')})
+            return dict(agreement=off, **{f'{c}_{n}': t[c][n] / (t[c]['dense']
+                                                                 if c in ('parameters', 'macs', 'file_bytes')
+                                                                 else 1)
+                                          for n in ('masked', 'compact')
+                                          for c in ('density', 'parameters', 'macs', 'file_bytes', 'faster_1',
+                                                    'faster_256')})
         table = grow(path, dict(layers=name, way=way, amount=amount), make)
     return table[table.layers.astype(str) == name]
 
-
 # %% ../nbs/04_compare.ipynb #1698a3e0
 def head_table(ready: Ready) -> pd.DataFrame:
-    "head.csv in the run's folder: for each layer the SR of its head as it is, and with the factor on its noise that validation images choose."
+    """head.csv in the run's folder: for each layer the SR of its head as it is, and with the factor on its
+    noise that validation images choose."""
     run, path = ready.run, ready.run.file('head.csv')
     for n, p in zip(ready.layers, ready.paths):
         def make():
             net, heads = probed(run, [n])
             _, M, threshold = fields_of(run, n)
             with Trunk(net, [p]) as trunk:
-                maps = [tuple(torch.cat(t) for t in zip(*[(trunk(x)[p], y) for x, y in Batches(s, 250, run.device)])) for s in (run.data.valid, run.data.test)]
+                maps = [tuple(torch.cat(t) for t in zip(*[(trunk(x)[p], y) for x,
+                                                          y in Batches(s, 250, run.device)]))
+                                                          for s in (run.data.valid, run.data.test)]
             t = head_trials(heads.weight(p), pick(normalised(M), threshold), *maps)
-            was, now, without = t[t.factor == 1].iloc[0], t[t.chosen].iloc[0], t[(t.factor == 0) & (t.kind == 'noise')].iloc[0]
-            return dict(kind=now.kind, factor=now.factor, valid_before=was.valid_success_rate, valid_after=now.valid_success_rate,
-                        test_before=was.test_success_rate, test_after=now.test_success_rate, test_without_noise=without.test_success_rate)
+            was = t[t.factor == 1].iloc[0]
+            now = t[t.chosen].iloc[0]
+            without = t[(t.factor == 0) & (t.kind == 'noise')].iloc[0]
+            return dict(kind=now.kind, factor=now.factor, valid_before=was.valid_success_rate,
+                        valid_after=now.valid_success_rate,
+                        test_before=was.test_success_rate, test_after=now.test_success_rate,
+                        test_without_noise=without.test_success_rate)
         table = grow(path, dict(layers=n), make)
     return table
 
@@ -305,25 +346,31 @@ def best_against_best(table: pd.DataFrame, by: str, # score or rule
                       ours: list[str], theirs: list[str],
                       each: list[str]               # columns that together say what is compared
                      ) -> pd.DataFrame:
-    "The best of ours (by its mean over runs) against the best of theirs; ahead or behind if the difference exceeds its interval."
+    """The best of ours (by its mean over runs) against the best of theirs; ahead or behind if the difference
+    exceeds its interval."""
     rows = []
     for key, t in table.groupby(each):
-        wide = by_run(t, by); mean = wide.mean()
+        wide = by_run(t, by)
+        mean = wide.mean()
         mine, other = mean[mean.index.isin(ours)].idxmax(), mean[mean.index.isin(theirs)].idxmax()
         m, half, n = against(wide, mine, other)
-        rows.append(dict(zip(each, key)) | dict(ours=mine, SR=mean[mine], theirs=other, their_SR=mean[other], difference=m, half=half, runs=n, verdict=verdict_of(m, half, n)))
+        rows.append(dict(zip(each, key)) | dict(ours=mine, SR=mean[mine], theirs=other, their_SR=mean[other],
+                                                difference=m, half=half, runs=n,
+                                                verdict=verdict_of(m, half, n)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_compare.ipynb #5c0a7d08
 def standing(table: pd.DataFrame, by: str, ours: str, each: list[str] # as in `best_against_best`
             ) -> pd.DataFrame:
-    "One of ours against every other value of `by`, wherever both were tried: mean difference, half-width of its interval, verdict."
+    """One of ours against every other value of `by`, wherever both were tried: mean difference, half-width of
+    its interval, verdict."""
     rows = []
     for key, t in table.groupby(each):
         wide = by_run(t, by)
         for other in [s for s in wide if s != ours] if ours in wide else []:
             m, half, n = against(wide, ours, other)
-            rows.append(dict(zip(each, key)) | dict(other=other, difference=m, half=half, runs=n, verdict=verdict_of(m, half, n)))
+            rows.append(dict(zip(each, key)) | dict(other=other, difference=m, half=half, runs=n,
+                                                    verdict=verdict_of(m, half, n)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_compare.ipynb #5c0a7d0b
@@ -331,7 +378,8 @@ def reach(table: pd.DataFrame, by: str, # score, rule or way; the rows of the de
           step: str,                    # what was varied: fraction, threshold, amount
           x: str,                       # what to read off: fraction, dilution
           margin: float = .002) -> pd.Series:
-    "For each value of `by`: the largest mean `x` at which the mean loss of SR, run by run, is within the margin; 0 if there is none."
+    """For each value of `by`: the largest mean `x` at which the mean loss of SR, run by run, is within the
+    margin; 0 if there is none."""
     dense = table[table[by] == 'dense'].set_index('run').test_success_rate
     rest = table[table[by] != 'dense'].assign(loss=lambda t: t.run.map(dense) - t.test_success_rate)
     means = rest.groupby([by, step])[['loss', x]].mean()
@@ -345,11 +393,14 @@ def gather(runs: list[Run], folder=None # where to write them, as afcc-<table>.c
     "The tables of these runs together, a run's rows in place of those that an older file has of it."
     found = {}
     for name in TABLES:
-        parts = [read_csv(r.file(f'{name}.csv')).assign(run=r.path.name, arch=r.params.arch, dataset=r.params.dataset, d=r.params.d, seed=r.params.seed)
+        parts = [read_csv(r.file(f'{name}.csv')).assign(run=r.path.name, arch=r.params.arch,
+                                                        dataset=r.params.dataset, d=r.params.d,
+                                                        seed=r.params.seed)
                  for r in runs if r.file(f'{name}.csv').exists()]
         if not parts: continue
         new = pd.concat(parts, ignore_index=True)
-        found[name] = (new if folder is None else merge_rows(folder/f'afcc-{name}.csv', new, ['run'])).astype(dict(layers=str))
+        found[name] = (new if folder is None else merge_rows(folder/f'afcc-{name}.csv', new,
+                                                             ['run'])).astype(dict(layers=str))
     return found
 
 def results(name: str) -> pd.DataFrame:
@@ -359,7 +410,8 @@ def results(name: str) -> pd.DataFrame:
     return read_csv(path).astype(dict(layers=str))
 
 # %% ../nbs/04_compare.ipynb #a4a5ca25
-COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999', '#7A4B12']      # told apart by colour-blind readers
+COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999',
+           '#7A4B12']  # told apart by colour-blind readers
 MARKS = 'osD^vP*X<>'
 
 def curves(ax, table: pd.DataFrame, x: str, by: str, # columns
@@ -372,28 +424,40 @@ def curves(ax, table: pd.DataFrame, x: str, by: str, # columns
         if t.empty: continue
         at = t.groupby('step')[x].mean() if 'step' in t else t.groupby(x)[x].mean()
         stats = [interval(v) for _, v in t.groupby('step' if 'step' in t else x)[y]]
-        ax.errorbar(at, [m for m, _ in stats], [np.nan_to_num(h) for _, h in stats], label=name, lw=1.2 if ours else .8, ms=4, capsize=1.5, elinewidth=.6,
-                    ls='-' if ours else '--', marker=MARKS[i % len(MARKS)], mfc=colour if ours else 'white', color=colour)
-    ax.set_ylabel('test SR', fontsize=8); ax.tick_params(labelsize=7); ax.grid(lw=.3, alpha=.6)
+        ax.errorbar(at, [m for m, _ in stats], [np.nan_to_num(h) for _, h in stats], label=name,
+                    lw=1.2 if ours else .8, ms=4, capsize=1.5, elinewidth=.6,
+                    ls='-' if ours else '--', marker=MARKS[i % len(MARKS)], mfc=colour if ours else 'white',
+                    color=colour)
+    ax.set_ylabel('test SR', fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.grid(lw=.3, alpha=.6)
 
-PANELS = {'removed': lambda t: (t.fill == 'zero') & (t.epochs == 0), 'replaced by their mean': lambda t: (t.fill == 'mean') & (t.epochs == 0),
+PANELS = {'removed': lambda t: (t.fill == 'zero') & (t.epochs == 0),
+          'replaced by their mean': lambda t: (t.fill == 'mean') & (t.epochs == 0),
           'removed, then retrained': lambda t: t.epochs > 0}
 
 def removal_figure(table: pd.DataFrame, # rows of removal.csv of one or more runs, with a column `run`
                    title: str = ''):
-    "SR against the share of filters removed; above phase 3's scores, below all others; grey: the best of the other row."
+    """SR against the share of filters removed; above phase 3's scores, below all others; grey: the best of
+    the other row."""
     table = table[table.score != 'dense']
-    own, ordered = table.score.isin(PHASE3), lambda scores: [s for s in PHASE3 if s in scores] + sorted(set(scores) - set(PHASE3))
+    own = table.score.isin(PHASE3)
+    ordered = lambda scores: [s for s in PHASE3 if s in scores] + sorted(set(scores) - set(PHASE3))
     fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.6), sharey=True, sharex=True, layout='constrained')
     for first, row, kind, what in zip((True, False), axes, (own, ~own), ("phase 3's scores", 'other scores')):
         for ax, (panel, rows) in zip(row, PANELS.items()):
             other = table[~kind & rows(table)].groupby(['score', 'fraction']).test_success_rate.mean().groupby('fraction').max()
-            ax.plot(other.index, other, color='#bbbbbb', lw=4, zorder=0, solid_capstyle='round', label='best of the others' if first else "best of phase 3's")
-            if (kind & rows(table)).any(): curves(ax, table[kind & rows(table)], 'fraction', 'score', ordered(table.score[kind].unique()), list(PHASE3))
-            ax.set_title(panel if first else '', fontsize=8); ax.set_ylabel('test SR' if ax is row[0] else '', fontsize=8)
+            ax.plot(other.index, other, color='#bbbbbb', lw=4, zorder=0, solid_capstyle='round',
+                    label='best of the others' if first else "best of phase 3's")
+            if (kind & rows(table)).any():
+                curves(ax, table[kind & rows(table)], 'fraction', 'score',
+                       ordered(table.score[kind].unique()), list(PHASE3))
+            ax.set_title(panel if first else '', fontsize=8)
+            ax.set_ylabel('test SR' if ax is row[0] else '', fontsize=8)
             ax.set_xlabel('' if first else 'share of filters', fontsize=8)
         handles = {l: h for ax in row for h, l in zip(*ax.get_legend_handles_labels())}
-        row[2].legend(handles.values(), handles.keys(), title=what, fontsize=6.5, title_fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1, .5))
+        row[2].legend(handles.values(), handles.keys(), title=what, fontsize=6.5, title_fontsize=7,
+                      frameon=False, loc='center left', bbox_to_anchor=(1, .5))
     if title: fig.suptitle(title, fontsize=9)
     return fig
 
@@ -403,26 +467,41 @@ def dilution_figure(table: pd.DataFrame, title: str = ''):
     dense = table[table.rule == 'dense'].test_success_rate.mean()
     table = table[table.rule != 'dense'].assign(step=lambda t: t.threshold)
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout='constrained')
-    for ax, what, rows in zip(axes, ('no retraining', 'short retraining'), (table.epochs == 0, table.epochs > 0)):
-        if rows.any(): curves(ax, table[rows], 'dilution', 'rule', RULES, ['AFCC', 'AFCC, labels dealt anew', 'carried signal', 'carried field'])
+    for ax, what, rows in zip(axes, ('no retraining', 'short retraining'),
+                              (table.epochs == 0, table.epochs > 0)):
+        if rows.any():
+            curves(ax, table[rows], 'dilution', 'rule', RULES,
+                   ['AFCC', 'AFCC, labels dealt anew', 'carried signal', 'carried field'])
         ax.axhline(dense, color='grey', lw=.8, ls=':')
-        ax.set_title(what, fontsize=8); ax.set_xlabel('dilution of the masked layers', fontsize=8)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=7, frameon=False)
+        ax.set_title(what, fontsize=8)
+        ax.set_xlabel('dilution of the masked layers', fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=7,
+               frameon=False)
     if title: fig.suptitle(title, fontsize=9)
     return fig
 
 def latency_figure(table: pd.DataFrame, # latency.csv with the test SR of end.csv
                    title: str = ''):
-    "How many times faster than dense, masked and compact, against SR, at batch 1 and 256; beside the points the share removed, or AFCC's threshold."
+    """How many times faster than dense, masked and compact, against SR, at batch 1 and 256; beside the points
+    the share removed, or AFCC's threshold."""
     fig, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True, layout='constrained')
     for ax, n in zip(axes, (1, 256)):
         for i, (way, t) in enumerate(table.groupby('way')):
-            ax.plot(t[f'faster_{n}_compact'], t.test_success_rate, MARKS[i], color=COLOURS[i], ms=6, label=f'{way}, compact')
-            ax.plot(t[f'faster_{n}_masked'], t.test_success_rate, MARKS[i], color=COLOURS[i], ms=6, mfc='white', label=f'{way}, masked')
-            for _, r in t.iterrows(): ax.annotate(f'{r.amount:g}', (r[f'faster_{n}_compact'], r.test_success_rate), (4, 3), textcoords='offset points', fontsize=6)
+            ax.plot(t[f'faster_{n}_compact'], t.test_success_rate, MARKS[i], color=COLOURS[i], ms=6,
+                    label=f'{way}, compact')
+            ax.plot(t[f'faster_{n}_masked'], t.test_success_rate, MARKS[i], color=COLOURS[i], ms=6,
+                    mfc='white', label=f'{way}, masked')
+            for _, r in t.iterrows():
+                ax.annotate(f'{r.amount:g}', (r[f'faster_{n}_compact'], r.test_success_rate), (4, 3),
+                            textcoords='offset points', fontsize=6)
         ax.axvline(1, color='grey', lw=.8, ls=':')
-        ax.set_title(f'batch {n}', fontsize=8); ax.set_xlabel('times faster than dense', fontsize=8); ax.tick_params(labelsize=7); ax.grid(lw=.3, alpha=.6); ax.margins(.12)
+        ax.set_title(f'batch {n}', fontsize=8)
+        ax.set_xlabel('times faster than dense', fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.grid(lw=.3, alpha=.6)
+        ax.margins(.12)
     axes[0].set_ylabel('test SR', fontsize=8)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=7, frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=7,
+               frameon=False)
     if title: fig.suptitle(title, fontsize=9)
     return fig

@@ -16,23 +16,27 @@ from torch import Tensor, nn
 
 from .data import Batches, Data, FileSet, ImageSet
 from .figures import KINDS
-from .filter import asked_images, averaged_over, chunks, fields, filtered, measure_fields, normalised, observe, pick
+from .filter import (asked_images, averaged_over, chunks, fields, filtered, measure_fields, normalised,
+                           observe, pick)
 from .model import get_recipe, new_model, resolve, start, train
 from .probe import Heads, probed
-from .run import ParameterError, Parameters, Run, base, check_int, check_parameters, generator, locked, one_of, progress, read_csv, read_part, run_name, write_csv, write_tensors
+from .run import (ParameterError, Parameters, Run, base, check_int, check_parameters, generator,
+                        locked, one_of, progress, read_csv, read_part, run_name, write_csv, write_tensors)
 from .stats import interval
 from .universality import HOLDS, NOT, PART
 
 # %% ../nbs/05_controls.ipynb #55a102e3
 def shuffled(data: Data, seed: int = 0) -> Data:
-    "The same images, the labels of the training and of the validation images permuted; the test images as they are."
+    """The same images, the labels of the training and of the validation images permuted; the test images as
+    they are."""
     deal = lambda s, name: replace(s, labels=s.labels[torch.randperm(len(s), generator=generator(seed, 'shuffle', name))])
     return replace(data, train=deal(data.train, 'train'), valid=deal(data.valid, 'valid'))
 
 # %% ../nbs/05_controls.ipynb #34ff2392
 @torch.no_grad()
 def warmed(net: nn.Module, batches) -> nn.Module:
-    "`net` with BatchNorm's running statistics from one pass over the images, in evaluation mode; no weight changes."
+    """`net` with BatchNorm's running statistics from one pass over the images, in evaluation mode; no weight
+    changes."""
     net.train()
     for x, _ in batches: net(x)
     return net.eval()
@@ -51,7 +55,9 @@ def control(network: str, **params # of `Parameters`
         if not path.exists():
             net, r = new_model(p, run.data.K), get_recipe(p.recipe, p.arch, run.data, p.epochs)
             if network == 'shuffled': train(net, shuffled(run.data, p.seed), r, run.device, p.seed, run.path)
-            else: warmed(net.to(run.device), Batches(run.data.train, r.batch, run.device, shuffle=True, seed=p.seed))
+            else:
+                warmed(net.to(run.device), Batches(run.data.train, r.batch, run.device, shuffle=True,
+                                                   seed=p.seed))
             write_tensors(path, net.state_dict())
             run.file('checkpoint.safetensors').unlink(missing_ok=True)
     return run
@@ -62,7 +68,7 @@ def at_threshold(run: Run, n: int,  # layer
     "The layer's means and SNR as in layers.csv, at another threshold, from the fields that the run keeps."
     C, K = len(read_csv(run.tables/f'filters-{n}.csv')), run.data.K
     parts = ((c, read_part(run.tables/f'fields-{n}.safetensors', 'fields', c)) for c in chunks(C, K*K))
-    return measure_fields(parts, torch.zeros(C, K, dtype=torch.int64), threshold)[1]        # who wins is not asked
+    return measure_fields(parts, torch.zeros(C, K, dtype=torch.int64), threshold)[1]  # who wins is not asked
 
 # %% ../nbs/05_controls.ipynb #95b4bae4
 def grouped(s: ImageSet|FileSet, # images of K labels
@@ -71,18 +77,25 @@ def grouped(s: ImageSet|FileSet, # images of K labels
     "The same images under K G labels: those of each label dealt out to G groups in turn."
     order = s.labels.argsort(stable=True)
     rank = torch.empty_like(order)
-    rank[order] = torch.cat([torch.arange(n) for n in s.labels.bincount(minlength=len(s.names))]) # the how-manieth of its label
-    return replace(s, labels=s.labels*G + rank % G, names=[f'{name} {g}' for name in s.names for g in range(G)])
+    rank[order] = torch.cat([torch.arange(n)
+                             # the how-manieth of its label
+                             for n in s.labels.bincount(minlength=len(s.names))])
+    return replace(s, labels=s.labels*G + rank % G, names=[f'{name} {g}' for name in s.names
+                                                           for g in range(G)])
 
 def group_count(s: ImageSet|FileSet, most: int = 50) -> int:
     "How many groups to make: `most`, or as many as the rarest label has images."
     return min(most, int(s.labels.bincount(minlength=len(s.names)).min()))
 
 # %% ../nbs/05_controls.ipynb #19e7e641
-def group_means(run: Run, net: nn.Module, paths: list[str], G: int) -> tuple[dict[str, Tensor], Tensor]: # {path: (K G, C, h, w)}, (K, G)
-    "The mean map of every group, for each of these layers, and how many images each group has; from one pass."
+def group_means(run: Run, net: nn.Module, paths: list[str], G: int) -> tuple[dict[str, Tensor],
+                                                                             # {path: (K G, C, h, w)}, (K, G)
+                                                                             Tensor]:
+    """The mean map of every group, for each of these layers, and how many images each group has; from one
+    pass."""
     s = grouped(asked_images(run), G)
-    sums = {p: sums for p, (sums, _) in observe(net, paths, Batches(s, 250, run.device), len(s.names)).items()}
+    sums = {p: sums for p, (sums, _) in observe(net, paths, Batches(s, 250, run.device),
+                                                len(s.names)).items()}
     return {p: t.means() for p, t in sums.items()}, sums[paths[0]].counts.reshape(-1, G)
 
 def resampled(of_groups: Tensor, # (C, K, G, K) mean fields of each group
@@ -96,7 +109,8 @@ def came_back(cluster: Tensor, # (C, K) each label's cluster, -1: none
               other: Tensor    # (C, K) those of a resample
              ) -> Tensor:      # (C, K) bool
     "For each label in a cluster: is the same set of labels a cluster of `other`?"
-    with_me = [(c[:, :, None] == c[:, None]) & (c >= 0)[:, :, None] for c in (cluster, other)]    # (C, K, K) row i: label i's cluster
+    with_me = [(c[:, :, None] == c[:, None]) & (c >= 0)[:, :, None]
+               for c in (cluster, other)]  # (C, K, K) row i: label i's cluster
     return (cluster >= 0) & (with_me[0] == with_me[1]).all(2)
 
 # %% ../nbs/05_controls.ipynb #54c7fe8d
@@ -107,10 +121,13 @@ def returns(of_groups: Tensor, # (C, K, G, K) mean fields of each group
            ) -> pd.DataFrame:
     "A row for each cluster: filter, cluster, size, and the share of resamples in which it came back."
     picked, back = pick(normalised(resampled(of_groups, counts)), threshold), 0
-    for times in drawn: back = back + came_back(picked.cluster, pick(normalised(resampled(of_groups, times * counts)), threshold).cluster)
-    f, label = (picked.cluster >= 0).nonzero().T                                             # every label that is in a cluster
+    for times in drawn:
+        back = back + came_back(picked.cluster, pick(normalised(resampled(of_groups, times * counts)),
+                                                     threshold).cluster)
+    f, label = (picked.cluster >= 0).nonzero().T  # every label that is in a cluster
     c = picked.cluster[f, label]
-    rows = pd.DataFrame(dict(filter=f.cpu()+first, cluster=c.cpu(), size=picked.sizes[f, c].cpu(), back=(back[f, label] / len(drawn)).cpu()))
+    rows = pd.DataFrame(dict(filter=f.cpu()+first, cluster=c.cpu(), size=picked.sizes[f, c].cpu(),
+                             back=(back[f, label] / len(drawn)).cpu()))
     return rows.drop_duplicates(['filter', 'cluster'], ignore_index=True)
 
 def draw_groups(K: int, G: int, B: int, seed: int = 0) -> Tensor: # (B, K, G)
@@ -131,7 +148,8 @@ def stability(run: Run, layers: list[int], # numbers
     for n, p in zip(layers, heads.paths):
         for c in progress(chunks(means[p].shape[1], K*G*K), f'bootstrap, layer {n}'):
             of_groups = fields(means[p][:, c], heads.weight(p)[:, c]).unflatten(1, (K, G))
-            rows.append(returns(of_groups, counts.to(run.device), drawn, run.params.threshold, c.start).assign(layer=n))
+            rows.append(returns(of_groups, counts.to(run.device), drawn, run.params.threshold,
+                                c.start).assign(layer=n))
     return pd.concat(rows, ignore_index=True)[['layer', 'filter', 'cluster', 'size', 'back']]
 
 # %% ../nbs/05_controls.ipynb #f4981861
@@ -147,7 +165,8 @@ def stable_rows(clusters: pd.DataFrame # of `stability`
 THRESHOLDS = (.1, .2, .3, .4, .5, .6, .7)
 
 def layer_rows(run: Run, thresholds=THRESHOLDS) -> pd.DataFrame:
-    "A row for each layer, images (test, train) and threshold (on the test images), as in layers.csv, with the size of the map and the mean share of the winner."
+    """A row for each layer, images (test, train) and threshold (on the test images), as in layers.csv, with
+    the size of the map and the mean share of the winner."""
     numbers, rows = list(range(1, len(run.layers)+1)), []
     filtered(run, numbers)
     inputs = read_csv(run.file('probe.csv')).set_index('layer').inputs
@@ -155,27 +174,33 @@ def layer_rows(run: Run, thresholds=THRESHOLDS) -> pd.DataFrame:
         at = averaged_over(run, images)
         for row in filtered(at, numbers).drop(columns='name').to_dict('records'):
             share = read_csv(at.tables/f'filters-{row["layer"]}.csv').winner_share.mean()
-            row = dict(images=images, threshold=run.params.threshold, pixels=inputs[row['layer']] // row['filters'], winner_share=share) | row
+            row = dict(images=images, threshold=run.params.threshold,
+                       pixels=inputs[row['layer']] // row['filters'], winner_share=share) | row
             rows.append(row)
-            if images == 'test': rows += [row | dict(threshold=t) | at_threshold(at, row['layer'], t) for t in thresholds if t != run.params.threshold]
+            if images == 'test':
+                rows += [row | dict(threshold=t) | at_threshold(at, row['layer'], t) for t in thresholds
+                         if t != run.params.threshold]
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_controls.ipynb #c72d54c0
 def finished_run(network: str, resamples: int = 200, **params) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Both tables of a run of this network: `layer_rows` and `stable_rows`; made, and kept in its folder, if they are not there."
+    """Both tables of a run of this network: `layer_rows` and `stable_rows`; made, and kept in its folder, if
+    they are not there."""
     run = control(network, **params)
     files = [run.tables/f'control-{what}.csv' for what in ('layers', 'clusters')]
     if not files[1].exists():
         tables = layer_rows(run), stable_rows(stability(run, list(range(1, len(run.layers)+1)), resamples))
         log = read_csv(run.file('train.csv')) if run.file('train.csv').exists() else None
         learned = log.train_success_rate.iloc[-1] if log is not None else float('nan')
-        for file, t in zip(files, tables): write_csv(file, t.assign(network=network, seed=run.params.seed, learned=learned).round(5))
+        for file, t in zip(files, tables):
+            write_csv(file, t.assign(network=network, seed=run.params.seed, learned=learned).round(5))
     return tuple(read_csv(file) for file in files)
 
 # %% ../nbs/05_controls.ipynb #dd00786c
 def tables_of(folder: Path, **params) -> list[Path]:
     "The two files of a reproduction in `folder`: layers and clusters."
-    p = check_parameters(Parameters(**params)); resolve(p)
+    p = check_parameters(Parameters(**params))
+    resolve(p)
     name = run_name(p).rsplit('-seed', 1)[0]
     return [Path(folder)/f'reproduction-{name}-{what}.csv' for what in ('layers', 'clusters')]
 
@@ -183,11 +208,15 @@ def reproduce(seeds: int = 3,          # 0, 1, … of each network
               networks: list[str] = NETWORKS, # which of trained, untrained, shuffled
               resamples: int = 200,    # of the images, for the stability of clusters
               folder: str = '',        # where the tables are to lie; '': the folder of the runs
-              **params                 # the others of `Parameters`: arch, dataset, d, recipe, epochs, runs, root, …
+              **params  # the others of `Parameters`: arch, dataset, d, recipe, epochs, runs, root, …
              ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Trains, measures and collects every network and seed: the tables of layers and of clusters. Goes on where it was cut."
-    for name in params: one_of('parameters', name, [k for k in Parameters.__dataclass_fields__ if k not in ('seed', 'layer', 'threshold', 'images')])
-    todo = [(one_of('network', network, NETWORKS), seed) for seed in range(check_int('seeds', seeds, 1)) for network in networks]
+    """Trains, measures and collects every network and seed: the tables of layers and of clusters. Goes on
+    where it was cut."""
+    for name in params:
+        one_of('parameters', name, [k for k in Parameters.__dataclass_fields__
+                                    if k not in ('seed', 'layer', 'threshold', 'images')])
+    todo = [(one_of('network', network, NETWORKS), seed) for seed in range(check_int('seeds', seeds, 1))
+            for network in networks]
     files, done = tables_of(base()/Path(folder or params.get('runs', 'runs')).expanduser(), **params), []
     for network, seed in progress(todo, 'reproduction', unit='run'):
         done.append(finished_run(network, resamples, seed=seed, **params))
@@ -195,25 +224,31 @@ def reproduce(seeds: int = 3,          # 0, 1, … of each network
     return tuple(read_csv(file) for file in files)
 
 # %% ../nbs/05_controls.ipynb #6c8f5f20
-def usual(table: pd.DataFrame, network: str = 'trained', images: str = 'test', threshold: float = .3) -> pd.DataFrame:
+def usual(table: pd.DataFrame, network: str = 'trained', images: str = 'test',
+          threshold: float = .3) -> pd.DataFrame:
     "The rows of one network, one kind of images and one threshold."
-    return table[(table.network == network) & (table.images == images) & np.isclose(table.threshold, threshold)]
+    return table[(table.network == network) & (table.images == images) & np.isclose(table.threshold,
+                                                                                    threshold)]
 
 def trend(rows: pd.DataFrame, # a row for each seed and layer
           column: str, sign: int # 1 if it is said to rise, -1 to fall
          ) -> dict:
-    "Means by layer, the change from first to last with its interval over seeds, steps that have the sign, and the verdict."
+    """Means by layer, the change from first to last with its interval over seeds, steps that have the sign,
+    and the verdict."""
     by = rows.pivot(index='seed', columns='layer', values=column)
     steps, whole = np.sign(np.diff(by, axis=1)) == sign, sign * (by.iloc[:, -1] - by.iloc[:, 0]) > 0
     change, within = interval(by.iloc[:, -1] - by.iloc[:, 0])
-    return dict(means=' → '.join(f'{v:.3g}' for v in by.mean()), change=f'{change:+.3g}' + (f' ± {within:.2g}' if len(by) > 1 else ''), seeds=len(by),
-                steps=f'{steps.sum()} of {steps.size}', verdict=HOLDS if steps.all() else PART if whole.all() else NOT)
+    return dict(means=' → '.join(f'{v:.3g}' for v in by.mean()),
+                change=f'{change:+.3g}' + (f' ± {within:.2g}' if len(by) > 1 else ''), seeds=len(by),
+                steps=f'{steps.sum()} of {steps.size}',
+                verdict=HOLDS if steps.all() else PART if whole.all() else NOT)
 
 # %% ../nbs/05_controls.ipynb #62e2b286
 def trends(table: pd.DataFrame, column: str, sign: int) -> pd.DataFrame:
     "`trend` for each network."
     there = [n for n in NETWORKS if (table.network == n).any()]
-    return pd.DataFrame([dict(network=n) | trend(usual(table, n), column, sign) for n in there]).set_index('network')
+    return pd.DataFrame([dict(network=n) | trend(usual(table, n), column, sign)
+                         for n in there]).set_index('network')
 
 def with_controls(verdicts: pd.Series # of `trends`, by network
                  ) -> str:
@@ -222,20 +257,27 @@ def with_controls(verdicts: pd.Series # of `trends`, by network
     return verdicts['trained'] + (f', and without learning too ({", ".join(same)})' if same else '')
 
 # %% ../nbs/05_controls.ipynb #5f956276
-LOOKS = {'trained': dict(color=KINDS['cluster'], marker='o', ls='-'), 'untrained': dict(color='#8a8a8a', marker='s', ls='--'),
+LOOKS = {'trained': dict(color=KINDS['cluster'], marker='o', ls='-'),
+         'untrained': dict(color='#8a8a8a', marker='s', ls='--'),
          'shuffled': dict(color=KINDS['internal noise'], marker='^', ls=':')}
 
 def compare_figure(rows: pd.DataFrame,      # a row for each network, seed and x
                    columns: dict[str, str], # what to draw, and what to call it
                    x: str = 'layer', title: str = ''):
     "The columns against `x`, a curve for each network, with the range over its seeds."
-    fig, axes = plt.subplots(1, len(columns), figsize=(min(7, 2.1*len(columns) + .6), 2.3), layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(1, len(columns), figsize=(min(7, 2.1*len(columns) + .6), 2.3),
+                             layout='constrained', squeeze=False)
     for ax, (column, label) in zip(axes[0], columns.items()):
         for i, (network, look) in enumerate(LOOKS.items()):
             t = rows[rows.network == network].groupby(x)[column].agg(['mean', 'min', 'max'])
-            aside = (i - 1) * .06 * np.diff(t.index).min() if len(t) > 1 else 0          # so that bars do not hide each other
-            if len(t): ax.errorbar(t.index + aside, t['mean'], [t['mean'] - t['min'], t['max'] - t['mean']], ms=3, lw=1, elinewidth=.8, capsize=1.5, label=network, **look)
-        ax.set_title(label, fontsize=7); ax.set_xlabel(x, fontsize=7); ax.tick_params(labelsize=6)
+            # so that bars do not hide each other
+            aside = (i - 1) * .06 * np.diff(t.index).min() if len(t) > 1 else 0
+            if len(t):
+                ax.errorbar(t.index + aside, t['mean'], [t['mean'] - t['min'], t['max'] - t['mean']], ms=3,
+                            lw=1, elinewidth=.8, capsize=1.5, label=network, **look)
+        ax.set_title(label, fontsize=7)
+        ax.set_xlabel(x, fontsize=7)
+        ax.tick_params(labelsize=6)
         if x == 'layer': ax.xaxis.get_major_locator().set_params(integer=True)
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc='outside lower center', ncols=len(names), fontsize=6, frameon=False)

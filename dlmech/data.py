@@ -33,13 +33,15 @@ class ImageSet:
 
     def __len__(self): return len(self.labels)
     def at(self, index) -> 'ImageSet': return ImageSet(self.images[index], self.labels[index], self.names)
-    def to(self, device) -> 'ImageSet': return ImageSet(self.images.to(device), self.labels.to(device), self.names)
+    def to(self, device) -> 'ImageSet':
+        return ImageSet(self.images.to(device), self.labels.to(device), self.names)
     def __getitem__(self, i) -> tuple[Tensor, int]: return self.images[i], int(self.labels[i])
 
 # %% ../nbs/00_data.ipynb #d92074d5
 @dataclass
 class FileSet(Dataset):
-    "Labelled image files, decoded one at a time to `size` x `size`; those that cannot be are skipped and kept in `skipped`."
+    """Labelled image files, decoded one at a time to `size` x `size`; those that cannot be are skipped and
+    kept in `skipped`."""
     files: list[str]   # N paths
     labels: Tensor     # (N,) int64
     names: list[str]   # what each label is called
@@ -51,8 +53,10 @@ class FileSet(Dataset):
     def __len__(self): return len(self.labels)
     def at(self, index) -> 'FileSet':
         index = torch.arange(len(self))[index]
-        return FileSet([self.files[i] for i in index], self.labels[index], self.names, self.size, self.strict, self.skipped)
-    def __getitem__(self, i) -> tuple[Tensor, int]: return read_image(self.files[i], self.size), int(self.labels[i])
+        return FileSet([self.files[i] for i in index], self.labels[index], self.names, self.size, self.strict,
+                       self.skipped)
+    def __getitem__(self, i) -> tuple[Tensor, int]:
+        return read_image(self.files[i], self.size), int(self.labels[i])
 
 # %% ../nbs/00_data.ipynb #0421e90b
 def read_image(path: str, # any format that Pillow reads
@@ -65,7 +69,8 @@ def read_image(path: str, # any format that Pillow reads
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         why = 'it is in no format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
         raise DlmechError(f'{name or path} cannot be read as an image ({why})') from None
-    w, h = im.size; s = size / min(w, h)
+    w, h = im.size
+    s = size / min(w, h)
     im = im.resize((max(size, round(w*s)), max(size, round(h*s))), Image.Resampling.BILINEAR)
     x, y = (im.width-size)//2, (im.height-size)//2
     return torch.from_numpy(np.array(im.crop((x, y, x+size, y+size))))
@@ -76,7 +81,8 @@ def shift_flip(x: Tensor,  # (B, H, W, 3) uint8
                flip: Tensor, # (B,) bool, which images to flip
                g: torch.Generator # on the CPU
               ) -> Tensor: # (B, H, W, 3) uint8
-    "Each image shifted by up to `shift` pixels each way, filled with 0, and flipped where `flip` says so (phase 1's augmentation)."
+    """Each image shifted by up to `shift` pixels each way, filled with 0, and flipped where `flip` says so
+    (phase 1's augmentation)."""
     B, H, W, _ = x.shape
     dy, dx = torch.randint(0, 2*shift+1, (2, B, 1), generator=g)
     rows, cols = dy + torch.arange(H), dx + torch.arange(W)                         # (B, H), (B, W)
@@ -121,14 +127,18 @@ def together(attempts: list[tuple]) -> tuple: # (B, H, W, 3) uint8 or None, (B,)
 
 # %% ../nbs/00_data.ipynb #d0a1b2c4
 def decoded(data: FileSet, chunks: list[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    "Images, labels and numbers of each chunk, decoded by worker processes; what cannot be is left out, and said at the end."
+    """Images, labels and numbers of each chunk, decoded by worker processes; what cannot be is left out, and
+    said at the end."""
     new = {}
-    for x, y, i, bad in DataLoader(Attempts(data), batch_sampler=chunks, num_workers=workers, collate_fn=together):
+    for x, y, i, bad in DataLoader(Attempts(data), batch_sampler=chunks, num_workers=workers,
+                                   collate_fn=together):
         if bad and data.strict: raise DlmechError(bad[0][1])
         new |= {data.files[n]: why for n, why in bad if data.files[n] not in data.skipped}
         if x is not None: yield x, y, i
     data.skipped |= new
-    if new: warnings.warn(f'{len(new)} of {len(data):,} images are skipped: {"; ".join(list(new.values())[:3])}{" …" * (len(new) > 3)}')
+    if new:
+        warnings.warn(f'{len(new)} of {len(data):,} images are skipped: '
+                      f'{"; ".join(list(new.values())[:3])}{" …" * (len(new) > 3)}')
 
 # %% ../nbs/00_data.ipynb #b4b10c64
 class Batches:
@@ -139,14 +149,22 @@ class Batches:
                  device='cpu',             # where batches are to lie
                  shuffle: bool = False,    # a new order every epoch; False: sorted by label
                  shift: int = 0,           # largest random shift in pixels
-                 flip: bool|str = False,   # horizontal flips: False, True (at random), 'in turn' (each image in every second epoch)
+                 # horizontal flips: False, True (at random), 'in turn' (each image in every second epoch)
+                 flip: bool|str = False,
                  cutout: int = 0,          # side of a square painted grey in each image, in pixels
                  seed: int = 0,            # of the order and the augmentation
                  workers: int = None):     # processes that decode files; None: one a core
         self.data = data.to(device) if isinstance(data, ImageSet) else data
-        self.batch, self.device, self.shuffle, self.shift, self.flip, self.cutout, self.seed = batch, device, shuffle, shift, flip, cutout, seed
+        self.batch = batch
+        self.device = device
+        self.shuffle = shuffle
+        self.shift = shift
+        self.flip = flip
+        self.cutout = cutout
+        self.seed = seed
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        self.epoch, self.numbers = 0, None                                           # of the images of the batch last given
+        self.epoch = 0
+        self.numbers = None                                           # of the images of the batch last given
 
     def __len__(self): return -(-len(self.data) // self.batch)
     def at(self, epoch: int) -> 'Batches':
@@ -155,7 +173,8 @@ class Batches:
         return self
     def order(self) -> Tensor:
         "The indices of the images, in the order in which they come."  # (N,)
-        if self.shuffle: return torch.randperm(len(self.data), generator=generator(self.seed, 'order', self.epoch))
+        if self.shuffle:
+            return torch.randperm(len(self.data), generator=generator(self.seed, 'order', self.epoch))
         return self.data.labels.cpu().argsort(stable=True)
     def flipped(self) -> Tensor:
         "Which images are flipped in this epoch, by number."  # (N,) bool
@@ -166,7 +185,8 @@ class Batches:
         "Bytes (B, H, W, 3), labels (B,) and numbers (B,) of the images, in order."
         chunks = self.order().split(self.batch)
         if isinstance(self.data, ImageSet):
-            for i in chunks: yield self.data.images[i.to(self.data.images.device)], self.data.labels[i.to(self.data.labels.device)], i
+            for i in chunks:
+                yield self.data.images[i.to(self.data.images.device)], self.data.labels[i.to(self.data.labels.device)], i
         else: yield from decoded(self.data, [c.tolist() for c in chunks], self.workers)
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         g, flipped = generator(self.seed, 'augment', self.epoch), self.flipped()
@@ -190,7 +210,8 @@ def load_digits(root: Path = None) -> tuple[ImageSet, ImageSet]:
     x = torch.from_numpy(d.images).float()[:, None]                                  # (N, 1, 8, 8), 0…16
     x = F.interpolate(x, size=(32, 32), mode='bilinear').mul(255/16).round().byte()  # (N, 1, 32, 32)
     x = x.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
-    every, test = ImageSet(x, torch.from_numpy(d.target).long(), [str(i) for i in range(10)]), torch.arange(len(x)) % 5 == 4
+    every = ImageSet(x, torch.from_numpy(d.target).long(), [str(i) for i in range(10)])
+    test = torch.arange(len(x)) % 5 == 4
     return every.at(~test), every.at(test)
 
 # %% ../nbs/00_data.ipynb #c791428c
@@ -203,15 +224,18 @@ def load_torchvision(name: str, folder: str) -> callable:
             try: sets = [cls(root, train=t, download=False) for t in (True, False)]
             except RuntimeError: sets = [cls(root, train=t, download=True) for t in (True, False)]
         except Exception as e:
-            raise DlmechError(f'dataset: {name} is not in {root/folder} and cannot be fetched ({type(e).__name__}); fetch it elsewhere '
-                              f'with torchvision.datasets.{name}(DIR, download=True), copy DIR/{folder} to {root}, or name DIR with root or DLMECH_DATA') from None
+            raise DlmechError(f'dataset: {name} is not in {root/folder} and cannot be fetched '
+                              f'({type(e).__name__}); fetch it elsewhere '
+                              f'with torchvision.datasets.{name}(DIR, download=True), copy DIR/{folder} to '
+                              f'{root}, or name DIR with root or DLMECH_DATA') from None
         return tuple(from_torchvision(s) for s in sets)
     return load
 
 # %% ../nbs/00_data.ipynb #85ee1a68
 def from_torchvision(s) -> ImageSet:
-    "A torchvision set that holds its images as an array, as bytes with three channels; 28 x 28 gets a margin of 2."
-    x = torch.as_tensor(s.data)                                                      # (N, H, W) or (N, H, W, 3)
+    """A torchvision set that holds its images as an array, as bytes with three channels; 28 x 28 gets a
+    margin of 2."""
+    x = torch.as_tensor(s.data)  # (N, H, W) or (N, H, W, 3)
     if x.ndim == 3: x = x[..., None].expand(-1, -1, -1, 3)
     if x.shape[1] == 28: x = F.pad(x, (0, 0, 2, 2, 2, 2))
     return ImageSet(x.contiguous(), torch.as_tensor(s.targets).long(), list(s.classes))
@@ -219,15 +243,19 @@ def from_torchvision(s) -> ImageSet:
 # %% ../nbs/00_data.ipynb #e1dad2e5
 def image_folder(path: Path, size: int,
                  names: list[str] = None, # that the folders must have; None: any
-                 strict: bool = False     # an image that cannot be decoded is an error; else it is skipped, and said
+                 # an image that cannot be decoded is an error; else it is skipped, and said
+                 strict: bool = False
                 ) -> FileSet:
-    "The images under `path`, a folder for each label; an error if there is none, or a label's folder is empty."
+    """The images under `path`, a folder for each label; an error if there is none, or a label's folder is
+    empty."""
     from torchvision.datasets import ImageFolder
     try: s = ImageFolder(path)
     except (FileNotFoundError, OSError) as e:
-        raise DlmechError(f'dataset: {path} is no folder of images: it should hold one folder for each label, with images in it ({str(e).splitlines()[0]})') from None
+        raise DlmechError(f'dataset: {path} is no folder of images: it should hold one folder for each '
+                          f'label, with images in it ({str(e).splitlines()[0]})') from None
     if names is not None and s.classes != names:
-        raise DlmechError(f'dataset: the labels of {path} are not those of the training images: {sorted(set(s.classes) ^ set(names))[:5]} differ')
+        raise DlmechError(f'dataset: the labels of {path} are not those of the training images: '
+                          f'{sorted(set(s.classes) ^ set(names))[:5]} differ')
     return FileSet([f for f, _ in s.samples], torch.tensor(s.targets), s.classes, size, strict)
 
 # %% ../nbs/00_data.ipynb #3945bb68
@@ -240,7 +268,7 @@ def load_folder(path: str, size: int = 32, strict: bool = False) -> tuple[ImageS
         sets = train, image_folder(test, size, train.names, strict)
     else:
         every = image_folder(path, size, strict=strict)
-        rank = torch.cat([torch.arange(n) for n in every.labels.bincount()])         # the how-manieth of its label
+        rank = torch.cat([torch.arange(n) for n in every.labels.bincount()])  # the how-manieth of its label
         sets = every.at(rank % 5 != 4), every.at(rank % 5 == 4)
     return tuple(hold(s) if size <= 64 else s for s in sets)
 
@@ -255,7 +283,7 @@ def hold(s: FileSet) -> ImageSet:
 def wordnet_names(folders: list[str]) -> list[str]:
     "The names of ImageNet's labels for its folders; a folder that is none of ImageNet's keeps its own name."
     from torchvision.models import get_weight
-    numbers = (files('dlmech')/'imagenet.txt').read_text().split()                   # in the order of the labels
+    numbers = (files('dlmech')/'imagenet.txt').read_text().split()  # in the order of the labels
     name = dict(zip(numbers, get_weight('ResNet18_Weights.DEFAULT').meta['categories']))
     return [name.get(f, f) for f in folders]
 
@@ -264,7 +292,9 @@ def load_imagenet(root: Path, size: int = 224, strict: bool = False) -> tuple[Fi
     "ImageNet, or any part of it that has the same layout, as files."
     path = root/'imagenet'
     if not all((path/part).is_dir() for part in ('train', 'val')):
-        raise DlmechError(f'dataset: imagenet is not in {path}; it should hold train and val, each with a folder for each label named by its WordNet number, or name another folder above it with root or DLMECH_DATA')
+        raise DlmechError(f'dataset: imagenet is not in {path}; it should hold train and val, each with a '
+                          'folder for each label named by its WordNet number, or name another folder above '
+                          'it with root or DLMECH_DATA')
     train = image_folder(path/'train', size, strict=strict)
     val = image_folder(path/'val', size, train.names, strict)
     train.names = val.names = wordnet_names(train.names)
@@ -274,7 +304,8 @@ def load_imagenet(root: Path, size: int = 224, strict: bool = False) -> tuple[Fi
 def resized(s: ImageSet, size: int) -> ImageSet:
     "The images scaled to `size` x `size`."
     if s.images.shape[1] == size: return s
-    scale = lambda x: F.interpolate(x.permute(0, 3, 1, 2).float(), size=(size, size), mode='bilinear', antialias=True).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    scale = lambda x: F.interpolate(x.permute(0, 3, 1, 2).float(), size=(size, size), mode='bilinear',
+                                    antialias=True).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     return ImageSet(torch.cat([scale(x) for x in s.images.split(1000)]), s.labels, s.names)
 
 # %% ../nbs/00_data.ipynb #7db17db1
@@ -292,7 +323,8 @@ class Data:
     def names(self) -> list[str]: return self.train.names
     @property
     def K(self) -> int: return len(self.names)
-    def __repr__(self): return f'{len(self.train):,} train, {len(self.valid):,} validation, {len(self.test):,} test images; K = {self.K}: {", ".join(self.names[:10])}{" …" * (self.K > 10)}'
+    def __repr__(self):
+        return f'{len(self.train):,} train, {len(self.valid):,} validation, {len(self.test):,} test images; K = {self.K}: {", ".join(self.names[:10])}{" …" * (self.K > 10)}'
 
 # %% ../nbs/00_data.ipynb #0f188b51
 def choose_labels(labels: str|int|list, # all, how many, or which
@@ -301,15 +333,19 @@ def choose_labels(labels: str|int|list, # all, how many, or which
     "The chosen labels, sorted."
     if labels == 'all': return list(range(n))
     if isinstance(labels, int):
-        if labels > n: raise ParameterError(f'labels: there are only {n}; it may be all, a number from 2 to {n}, or a list')
+        if labels > n:
+            raise ParameterError(f'labels: there are only {n}; it may be all, a number from 2 to {n}, or a '
+                                 'list')
         return sorted(torch.randperm(n, generator=generator(seed, 'labels'))[:labels].tolist())
     for label in labels: 
-        if not 0 <= label < n: raise ParameterError(f'labels: there is no label {label}; they are numbered from 0 to {n-1}')
+        if not 0 <= label < n:
+            raise ParameterError(f'labels: there is no label {label}; they are numbered from 0 to {n-1}')
     return labels
 
 def with_labels(s: ImageSet|FileSet, labels: list[int]):
     "The images of those labels, numbered anew from 0 in the order of `labels`."
-    number = torch.full((len(s.names),), -1); number[torch.tensor(labels)] = torch.arange(len(labels))
+    number = torch.full((len(s.names),), -1)
+    number[torch.tensor(labels)] = torch.arange(len(labels))
     s = s.at((number[s.labels] >= 0).nonzero()[:, 0])
     s.labels, s.names = number[s.labels], [s.names[i] for i in labels]
     return s
@@ -322,7 +358,8 @@ LOADERS = {'digits': load_digits,
 
 def check_dataset(name: str) -> str:
     "`name` if there is such a data set."
-    return name if str(name).startswith('folder:') else one_of('dataset', name, [*LOADERS, 'imagenet', 'folder:PATH'])
+    return name if str(name).startswith('folder:') else one_of('dataset', name,
+                                                               [*LOADERS, 'imagenet', 'folder:PATH'])
 
 # %% ../nbs/00_data.ipynb #bc0e68bc
 def get_data(name: str = 'digits',   # digits, cifar10, cifar100, fashion-mnist, imagenet, folder:PATH
@@ -331,7 +368,8 @@ def get_data(name: str = 'digits',   # digits, cifar10, cifar100, fashion-mnist,
              seed: int = 0,          # of the validation part and of the labels drawn
              valid: float = .05,     # share of the training images kept for validation
              size: int = 0,          # side in pixels; 0: 224 for imagenet, else 32
-             strict: bool = False    # an image file that cannot be decoded is an error; else it is skipped, and said
+             # an image file that cannot be decoded is an error; else it is skipped, and said
+             strict: bool = False
             ) -> Data:
     "The data set of that name, cut into train, validation and test."
     check_dataset(name)

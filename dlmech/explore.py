@@ -25,23 +25,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data import Batches, Data, get_data, read_image, to_float
-from .figures import CURVES, KINDS, SIGNED, brief, card_text, draw_curves, draw_filter, kinds_legend, relabel
+from .figures import (CURVES, KINDS, SIGNED, brief, card_text, draw_curves, draw_filter, kinds_legend,
+                            relabel)
 from .filter import Picks, asked_images, filter_rows, filtered, normalised, pick, snr
 from .arch import Trunk, evaluating, module_path
 from .model import asked_layers, model_of, resolve, start
-from .run import (DlmechError, ParameterError, Parameters, RUN_KEYS, Run, base, check_parameters, get_device, one_of, read_csv, read_json,
+from .run import (DlmechError, ParameterError, Parameters, RUN_KEYS, Run, base, check_parameters,
+                        get_device, one_of, read_csv, read_json,
                         read_part, read_tensors, whole)
 
 # %% ../nbs/06_explore.ipynb #1f6d3f21
 def command(config: dict) -> str:
     "The command that makes a run of that configuration."
     default, text = Parameters(), lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
-    given = [f' -p {k} {text(config[k])}' for k in RUN_KEYS if k in config and config[k] != getattr(default, k)]
+    given = [f' -p {k} {text(config[k])}' for k in RUN_KEYS if k in config
+             and config[k] != getattr(default, k)]
     return f'papermill 03_filter.ipynb out.ipynb{"".join(given)}'
 
 # %% ../nbs/06_explore.ipynb #b5e33035
 class Opened(Run):
-    "A finished run: `.layer(n)` for its tables, `.data` for its images, `.net` for its network, each read when first asked for."
+    """A finished run: `.layer(n)` for its tables, `.data` for its images, `.net` for its network, each read
+    when first asked for."""
     names = property(lambda self: self.config['names'])
     K = property(lambda self: self.config['K'])
     unfound = None # why the images cannot be had; they are looked for once
@@ -52,8 +56,12 @@ class Opened(Run):
     @cached_property
     def data(self) -> Data:
         if self.unfound: raise self.unfound
-        try: return get_data(self.params.dataset, self.params.root, self.params.labels, self.params.seed, size=self.params.size)
-        except DlmechError as e: self.unfound = e; raise
+        try:
+            return get_data(self.params.dataset, self.params.root, self.params.labels, self.params.seed,
+                            size=self.params.size)
+        except DlmechError as e:
+            self.unfound = e
+            raise
     @cached_property
     def net(self) -> nn.Module: return model_of(self, self.K)
     @cached_property
@@ -74,25 +82,32 @@ def open_finished(path: str|Path,       # the run's folder
     "The finished run in that folder; a `DlmechError` that says which command makes one if there is none."
     path = base()/Path(path).expanduser()
     config = read_json(path/'config.json') if (path/'config.json').exists() else {}
-    p = check_parameters(Parameters(**{k: config[k] for k in RUN_KEYS if k in config}, runs=str(path.parent), root=root, threshold=threshold, images=images))
+    p = check_parameters(Parameters(**{k: config[k] for k in RUN_KEYS if k in config}, runs=str(path.parent),
+                                    root=root, threshold=threshold, images=images))
     resolve(p)
     run = Opened(path, p, get_device(device), config.get('layers'))
-    missing = [f.name for f in (path/'config.json', path/'model.safetensors', run.tables/'layers.csv') if not f.exists()]
-    if missing: raise DlmechError(f'{path} is no finished run (there is no {missing[0]}); make one with {command(config)}')
+    missing = [f.name for f in (path/'config.json', path/'model.safetensors', run.tables/'layers.csv')
+               if not f.exists()]
+    if missing:
+        raise DlmechError(f'{path} is no finished run (there is no {missing[0]}); make one with '
+                          f'{command(config)}')
     return run
 
 def finished_runs(folder: str|Path) -> list[str]:
     "The names of the finished runs in a folder of runs."
-    return sorted(p.parent.name for p in Path(folder).glob('*/layers.csv') if (p.parent/'model.safetensors').exists())
+    return sorted(p.parent.name for p in Path(folder).glob('*/layers.csv')
+                  if (p.parent/'model.safetensors').exists())
 
 # %% ../nbs/06_explore.ipynb #b5f8c934
 def filter_snr(table: pd.DataFrame, K: int) -> pd.Series:
     "Each filter's SNR by the layer's formula [ours], NaN where it has neither signal nor noise."
     pairs = table.sizes.map(lambda sizes: sum(int(s)*(int(s)-1) for s in sizes.split()))
-    return pd.Series([snr(on, off, K)[2] for on, off in zip(table.n_labels, pairs + table.noise)], table.index)
+    return pd.Series([snr(on, off, K)[2] for on, off in zip(table.n_labels, pairs + table.noise)],
+                     table.index)
 
 # %% ../nbs/06_explore.ipynb #c93d02a2
-ORDERS = {'number': ('filter', True), 'SNR': ('snr', False), 'noise': ('noise', True), 'label': ('first_label', True)}
+ORDERS = {'number': ('filter', True), 'SNR': ('snr', False), 'noise': ('noise', True),
+          'label': ('first_label', True)}
 
 class Layer:
     "One layer of an opened run: `.table`, `.head`, `.field(f)`, `.top`."
@@ -103,37 +118,48 @@ class Layer:
         self.table['snr'] = filter_snr(self.table, run.K)
         self.table['first_label'] = [int(t.split()[0]) if t else run.K for t in self.table.labels]
     @cached_property
-    def head(self) -> Tensor: return read_tensors(self.run.file(f'head-{self.n}.safetensors'))[0]['weight'].to(self.run.device) # (K, C, h, w)
+    def head(self) -> Tensor:
+        # (K, C, h, w)
+        return read_tensors(self.run.file(f'head-{self.n}.safetensors'))[0]['weight'].to(self.run.device)
     @cached_property
     def top(self) -> dict: return read_tensors(self.run.tables/f'top-{self.n}.safetensors')[0]
     def field(self, f: int) -> Tensor: # (K, K) float64
-        if f not in range(len(self.table)): raise ParameterError(f'filter: layer {self.n} has no filter {f!r}; it may be 0 to {len(self.table)-1}')
+        if f not in range(len(self.table)):
+            raise ParameterError(f'filter: layer {self.n} has no filter {f!r}; it may be 0 to '
+                                 f'{len(self.table)-1}')
         return read_part(self.run.tables/f'fields-{self.n}.safetensors', 'fields', slice(f, f+1))[0]
     def order(self, by: str = 'number') -> list[int]:
         "The layer's filters by number, SNR (largest first), noise (least first) or first label in a cluster."
         column, up = ORDERS[one_of('order', by, ORDERS)]
-        return self.table.sort_values(column, ascending=up, kind='stable', na_position='last')['filter'].tolist()
+        return self.table.sort_values(column, ascending=up, kind='stable',
+                                      na_position='last')['filter'].tolist()
 
 # %% ../nbs/06_explore.ipynb #c09fa170
 DPI = 105 # of the pictures on the screen
 
 class Shown(Figure):
-    "A figure outside of pyplot, so that nothing else shows or keeps it; a notebook shows it where it is a cell's value."
+    """A figure outside of pyplot, so that nothing else shows or keeps it; a notebook shows it where it is a
+    cell's value."""
     def _repr_png_(self):
-        with io.BytesIO() as out: self.savefig(out, format='png'); return out.getvalue()
+        with io.BytesIO() as out:
+            self.savefig(out, format='png')
+            return out.getvalue()
 
 def new_figure(height: float # inches; the width is a paper's two columns
               ) -> Figure:
     "An empty figure that can be drawn on again."
     fig = Shown(figsize=(7, height), dpi=DPI, layout='constrained')
     FigureCanvasAgg(fig)
-    fig.stays, fig.relabelled, fig.stamps = None, [], {}  # the picture of what stays; axes whose ticks get new texts; texts drawn before
+    fig.stays = None
+    fig.relabelled = []
+    fig.stamps = {}  # the picture of what stays; axes whose ticks get new texts; texts drawn before
     return fig
 
 # %% ../nbs/06_explore.ipynb #0db0ce99
 def moving(fig: Figure) -> list:
     "What of a figure is drawn anew each time."
-    inside = [a for ax in fig.axes for a in (*ax.images, *ax.patches, *ax.lines, *ax.texts, *(ax.spines.values() if ax.axison else ()), ax.title)]
+    inside = [a for ax in fig.axes for a in (*ax.images, *ax.patches, *ax.lines, *ax.texts,
+                                             *(ax.spines.values() if ax.axison else ()), ax.title)]
     return inside + fig.texts
 
 def tick_texts(fig: Figure) -> list:
@@ -141,7 +167,8 @@ def tick_texts(fig: Figure) -> list:
     return [tick.label1 for axis in fig.relabelled for tick in axis.get_major_ticks()]
 
 def draw_texts(fig: Figure, texts: list) -> np.ndarray: # (H, W, 4) uint8
-    "The canvas with these texts on it; a text that was drawn there before is stamped, which takes a tenth of the time."
+    """The canvas with these texts on it; a text that was drawn there before is stamped, which takes a tenth
+    of the time."""
     new = [t for t in texts if t.get_text() and (t, t.get_text()) not in fig.stamps]
     for t in new: t.draw(fig.canvas.get_renderer())
     canvas = np.array(fig.canvas.buffer_rgba())
@@ -151,16 +178,22 @@ def draw_texts(fig: Figure, texts: list) -> np.ndarray: # (H, W, 4) uint8
         at = slice(max(0, len(canvas)-y1-1), len(canvas)-y0+1), slice(max(0, x0), x1+2)
         fig.stamps[t, t.get_text()] = at, canvas[at].copy()
     for t in texts:
-        if (t, t.get_text()) in fig.stamps: at, stamp = fig.stamps[t, t.get_text()]; canvas[at] = stamp
+        if (t, t.get_text()) in fig.stamps:
+            at, stamp = fig.stamps[t, t.get_text()]
+            canvas[at] = stamp
     return canvas
 
 def as_png(fig: Figure) -> bytes:
     "A kept figure as PNG; after the first time only what moves is drawn."
     if fig.stays is None:
-        fig.draw_without_rendering(); fig.set_layout_engine('none')                      # places are found once
-        for a in moving(fig): a.set_animated(True)                                       # which a canvas leaves out
-        for t in tick_texts(fig): t.set_alpha(0)                                         # but its axis label keeps its place
-        fig.canvas.draw(); fig.stays = fig.canvas.copy_from_bbox(fig.bbox)
+        fig.draw_without_rendering()
+        fig.set_layout_engine('none')  # places are found once
+        for a in moving(fig):
+            a.set_animated(True)                                       # which a canvas leaves out
+        for t in tick_texts(fig):
+            t.set_alpha(0)                                         # but its axis label keeps its place
+        fig.canvas.draw()
+        fig.stays = fig.canvas.copy_from_bbox(fig.bbox)
         for t in tick_texts(fig): t.set_alpha(1)
     fig.canvas.restore_region(fig.stays)
     artists = sorted(moving(fig), key=lambda a: a.zorder)
@@ -187,11 +220,16 @@ def filter_view(run: Opened, n: int, f: int, # layer and filter
                 threshold: float = None,     # None: the run's
                 label: int = None,           # an input label to outline
                 fig: Figure = None) -> Figure:
-    "A filter's field matrix raw, clipped, and permuted to its clusters; noise internal and external (P1, P2)."
+    """A filter's field matrix raw, clipped, and permuted to its clusters; noise internal and external (P1,
+    P2)."""
     M, p = picks(run, n, f, threshold)
     new = fig is None
-    if new: fig = new_figure(3.05); fig.subplots(1, 3); kinds_legend(fig, loc='outside lower center')
-    draw_filter(fig.axes, M.numpy(), p.clipped[0].numpy(), p.cluster[0].numpy(), run.names, threshold or run.params.threshold)
+    if new:
+        fig = new_figure(3.05)
+        fig.subplots(1, 3)
+        kinds_legend(fig, loc='outside lower center')
+    draw_filter(fig.axes, M.numpy(), p.clipped[0].numpy(), p.cluster[0].numpy(), run.names,
+                threshold or run.params.threshold)
     if label is not None: mark_row(fig.axes[0], label, run.K)
     if new: fig.relabelled = [fig.axes[2].xaxis, fig.axes[2].yaxis]
     fig.suptitle(f'layer {n}, filter {f}', fontsize=8)
@@ -209,8 +247,11 @@ def row_view(run: Opened, n: int, f: int, threshold: float = None) -> pd.DataFra
 
 # %% ../nbs/06_explore.ipynb #d3254f9f
 def curves_view(run: Opened, n: int|None, fig: Figure = None) -> Figure:
-    "SR, SNR, Nc, Cs and n against the layer, the present one, if any, marked; dashed: filters with a cluster."
-    if fig is None: fig = new_figure(1.7); draw_curves(fig.subplots(1, len(CURVES)), run.curves, n)
+    """SR, SNR, Nc, Cs and n against the layer, the present one, if any, marked; dashed: filters with a
+    cluster."""
+    if fig is None:
+        fig = new_figure(1.7)
+        draw_curves(fig.subplots(1, len(CURVES)), run.curves, n)
     for ax in fig.axes if n else (): ax.lines[-1].set_xdata([n, n])
     return fig
 
@@ -225,9 +266,11 @@ def layer_maps(run: Opened, n: int, pictures: Tensor # (B, H, W, 3) uint8
 def top_images(run: Opened, n: int, f: int) -> tuple[Tensor, list[str]]:
     "The images with the filter's largest fields, (B, H, W, 3) uint8, and a line for each."
     images, top = asked_images(run), {k: v[f].tolist() for k, v in run.layer(n).top.items()}
-    rows = [(*images[i], field, out) for i, field, out in zip(top['image'], top['field'], top['output']) if i >= 0]
+    rows = [(*images[i], field, out) for i, field, out in zip(top['image'], top['field'], top['output'])
+            if i >= 0]
     if not rows: return torch.zeros(0, 1, 1, 3, dtype=torch.uint8), []
-    return torch.stack([r[0].cpu() for r in rows]), [f'{brief(run.names[y])}\n→ {brief(run.names[out])} {field:.2g}' for _, y, field, out in rows]
+    return torch.stack([r[0].cpu() for r in rows]), [f'{brief(run.names[y])}\n→ {brief(run.names[out])} '
+                                                     f'{field:.2g}' for _, y, field, out in rows]
 
 # %% ../nbs/06_explore.ipynb #0d0da262
 def over(pictures: Tensor, # (B, H, W, 3) uint8
@@ -235,7 +278,7 @@ def over(pictures: Tensor, # (B, H, W, 3) uint8
         ) -> Tensor:       # (B, H, W, 3) uint8
     "A filter's maps laid over images in colour: clear where it is silent."
     a = maps.clamp(min=0).cpu() / maps.amax().cpu().clamp(min=1e-12)
-    a = nn.functional.interpolate(a[:, None], size=pictures.shape[1:3])[:, 0, :, :, None]          # (B, H, W, 1)
+    a = nn.functional.interpolate(a[:, None], size=pictures.shape[1:3])[:, 0, :, :, None]  # (B, H, W, 1)
     colour = torch.from_numpy(mpl.colormaps['viridis'](a[..., 0].numpy())[..., :3]).float() * 255
     return (pictures * (1 - .7*a) + colour * .7*a).byte()
 
@@ -254,18 +297,22 @@ def images_view(run: Opened, n: int, f: int,
     "The images with the largest fields for the filter, above; its activation map over them, below."
     pictures, captions = top_images(run, n, f)
     fig = fig or new_figure(2.1)
-    rows = [pictures, over(pictures, layer_maps(run, n, pictures)[:, f]) if with_maps and len(pictures) else pictures[:0]]
+    rows = [pictures, over(pictures, layer_maps(run, n, pictures)[:, f]) if with_maps and len(pictures)
+            else pictures[:0]]
     H = pictures.shape[1]
     gap = torch.full((max(1, H//10), side_by_side(pictures).shape[1], 3), 255, dtype=torch.uint8)
     ax = fig.axes[0] if fig.axes else fig.subplots()
     show_image(ax, torch.cat([side_by_side(rows[0]), gap, side_by_side(rows[1])]).numpy())
-    if not ax.texts: [ax.text((i+.46)/8, 1.02, '', fontsize=6, ha='center', transform=ax.transAxes) for i in range(8)]
+    if not ax.texts:
+        [ax.text((i+.46)/8, 1.02, '', fontsize=6, ha='center', transform=ax.transAxes) for i in range(8)]
     for text, caption in zip(ax.texts, captions * with_maps + [''] * 8): text.set_text(caption)
     return fig
 
 def show_image(ax, picture: np.ndarray):
     "A picture (H, W, 3) on axes, or new contents for the one that is there."
-    if not ax.images: ax.imshow(picture, interpolation='nearest'); ax.axis('off')
+    if not ax.images:
+        ax.imshow(picture, interpolation='nearest')
+        ax.axis('off')
     ax.images[0].set_data(picture)
 
 # %% ../nbs/06_explore.ipynb #270fbe4a
@@ -273,7 +320,8 @@ def get_image(run: Opened, image: int|Tensor # a test image's number, or (H, W, 
              ) -> tuple[Tensor, int|None]: # (H, W, 3) uint8, its label if it has one
     "A picture and its label."
     if isinstance(image, Tensor): return image, None
-    if image not in range(len(run.data.test)): raise ParameterError(f'image: there is no test image {image!r}; it may be 0 to {len(run.data.test)-1}')
+    if image not in range(len(run.data.test)):
+        raise ParameterError(f'image: there is no test image {image!r}; it may be 0 to {len(run.data.test)-1}')
     return run.data.test[image]
 
 def image_fields(run: Opened, n: int, picture: Tensor # (H, W, 3) uint8
@@ -289,7 +337,8 @@ def image_view(run: Opened, n: int, f: int, image: int|Tensor, # as `get_image` 
     picture, own = get_image(run, image)
     label = (own or 0) if label is None else label
     key = image if own is not None else picture.numpy().tobytes()
-    here, mean = run.keep('fields', n, key, make=lambda: image_fields(run, n, picture))[f].numpy(), run.layer(n).field(f)[label].numpy()
+    here = run.keep('fields', n, key, make=lambda: image_fields(run, n, picture))[f].numpy()
+    mean = run.layer(n).field(f)[label].numpy()
     if fig is None: fig = new_image_figure(run)
     ax, plot = fig.axes
     show_image(ax, picture.numpy())
@@ -306,11 +355,14 @@ def new_image_figure(run: Opened) -> Figure:
     fig.get_layout_engine().set(w_pad=.08)
     _, plot = fig.subplots(1, 2, width_ratios=[1, 5])
     for marker, colour in ('o', KINDS['cluster']), ('s', KINDS['internal noise']):
-        plot.plot(range(K), [0]*K, marker, ms=4 if K <= 20 else 1.5, color=colour, mfc=colour if marker == 'o' else 'none')
+        plot.plot(range(K), [0]*K, marker, ms=4 if K <= 20 else 1.5, color=colour,
+                  mfc=colour if marker == 'o' else 'none')
     plot.axhline(0, color='grey', lw=.8)
     if K <= 20: plot.set_xticks(range(K), run.names, rotation=90 if max(map(len, run.names)) > 2 else 0)
-    plot.set_xlabel('output unit   (● this image, □ mean over the images of the label)', fontsize=7); plot.tick_params(labelsize=6)
-    plot.set_ylim(-1.1, 1.1); plot.set_yticks([-1, 0, 1], ['−0.00000'] * 3)              # as wide as it gets
+    plot.set_xlabel('output unit   (● this image, □ mean over the images of the label)', fontsize=7)
+    plot.tick_params(labelsize=6)
+    plot.set_ylim(-1.1, 1.1)
+    plot.set_yticks([-1, 0, 1], ['−0.00000'] * 3)  # as wide as it gets
     fig.relabelled = [plot.yaxis]
     return fig
 
@@ -343,7 +395,8 @@ def let_through(run: Opened, n: int, f: int, switch: str, cluster: int = 0 # whi
     found = cluster_labels(table.iloc[f])
     if switch == SWITCH[2] or not found: return here
     these = set(found[min(cluster, len(found)-1)])
-    return torch.tensor([any(these <= set(c) for c in cluster_labels(row)) for row in table[['labels', 'sizes']].itertuples()])
+    return torch.tensor([any(these <= set(c) for c in cluster_labels(row))
+                         for row in table[['labels', 'sizes']].itertuples()])
 
 # %% ../nbs/06_explore.ipynb #839e5053
 BATCH = 200 # test images on which the network's success is measured
@@ -352,7 +405,8 @@ def answers(run: Opened, picture: Tensor) -> tuple[Tensor, Tensor]: # (K,), (2, 
     "The network's outputs for one image; for each label the images of the batch, and those it gets right."
     test = run.data.test
     at = test.labels.cpu().argsort(stable=True)
-    batches = run.keep('batch', make=lambda: list(Batches(test.at(at[torch.linspace(0, len(at)-1, min(BATCH, len(at))).long()]), 100, run.device, workers=0)))
+    batches = run.keep('batch', make=lambda: list(Batches(test.at(at[torch.linspace(0, len(at)-1,
+                                                                                    min(BATCH, len(at))).long()]), 100, run.device, workers=0)))
     with evaluating(run.net), torch.no_grad():
         out = run.net(to_float(picture[None].to(run.device)))[0].float().cpu()
         right = [torch.stack([y, torch.where(run.net(x).argmax(1) == y, y, -1)]) for x, y in batches]
@@ -361,48 +415,63 @@ def answers(run: Opened, picture: Tensor) -> tuple[Tensor, Tensor]: # (K,), (2, 
 
 # %% ../nbs/06_explore.ipynb #2db379b9
 def silenced(run: Opened, n: int, f: int, image: int|Tensor, switch: str, cluster: int = 0) -> pd.DataFrame:
-    "A row for each label: the network's output for the image and its success rate, `before` and `after` the switch."
+    """A row for each label: the network's output for the image and its success rate, `before` and `after` the
+    switch."""
     picture, own = get_image(run, image)
-    before = run.keep('answers', image if own is not None else picture.numpy().tobytes(), make=lambda: answers(run, picture))
+    before = run.keep('answers', image if own is not None else picture.numpy().tobytes(),
+                      make=lambda: answers(run, picture))
     after = before
     if switch != SWITCH[0]:
-        with only(run.net, run.layer(n).path, let_through(run, n, f, switch, cluster)): after = answers(run, picture)
+        with only(run.net, run.layer(n).path, let_through(run, n, f, switch, cluster)):
+            after = answers(run, picture)
     one_of('switch', switch, SWITCH)
     rate = lambda counts: (counts[1] / counts[0].where(counts[0] > 0, torch.nan)).numpy()
-    return pd.DataFrame(dict(label=run.names, output_before=before[0], output_after=after[0], images=before[1][0],
+    return pd.DataFrame(dict(label=run.names, output_before=before[0], output_after=after[0],
+                             images=before[1][0],
                              success_before=rate(before[1]), success_after=rate(after[1])))
 
 # %% ../nbs/06_explore.ipynb #ceb24ec2
 def pair_bars(ax, before, after, names: list[str]):
     "Two bars for each name."
     at = np.arange(len(names))
-    ax.bar(at-.2, before, .4, color=KINDS['cluster'], label='before'); ax.bar(at+.2, after, .4, color=KINDS['internal noise'], label='after')
-    ax.set_xticks(at, names, rotation=90 if max(map(len, names)) > 3 else 0); ax.tick_params(labelsize=6); ax.axhline(0, color='grey', lw=.8)
+    ax.bar(at-.2, before, .4, color=KINDS['cluster'], label='before')
+    ax.bar(at+.2, after, .4, color=KINDS['internal noise'], label='after')
+    ax.set_xticks(at, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    ax.tick_params(labelsize=6)
+    ax.axhline(0, color='grey', lw=.8)
 
-def silenced_view(run: Opened, n: int, f: int, image: int|Tensor, switch: str = SWITCH[0], cluster: int = 0) -> Figure:
+def silenced_view(run: Opened, n: int, f: int, image: int|Tensor, switch: str = SWITCH[0],
+                  cluster: int = 0) -> Figure:
     "The network's largest outputs for an image, and its success rate by label, before and after the switch."
     t, fig = silenced(run, n, f, image, switch, cluster), new_figure(1.9)
     one, many = fig.subplots(1, 2, width_ratios=[1, 1.6])
-    first = t.loc[t[['output_before', 'output_after']].max(axis=1).nlargest(5).index].sort_values('output_before', ascending=False)
+    first = t.loc[t[['output_before',
+                     'output_after']].max(axis=1).nlargest(5).index].sort_values('output_before',
+                                                                                 ascending=False)
     pair_bars(one, first.output_before, first.output_after, list(first.label))
-    one.set_title(f'largest outputs for the image: {t.label[t.output_before.argmax()]} → {t.label[t.output_after.argmax()]}', fontsize=7)
+    one.set_title(f'largest outputs for the image: {t.label[t.output_before.argmax()]} → '
+                  f'{t.label[t.output_after.argmax()]}', fontsize=7)
     if len(t) > 20: t = t.loc[(t.success_before - t.success_after).abs().nlargest(20).index.sort_values()]
-    pair_bars(many, t.success_before, t.success_after, list(t.label)); many.set_ylim(0, 1.05)
+    pair_bars(many, t.success_before, t.success_after, list(t.label))
+    many.set_ylim(0, 1.05)
     many.set_title(f'success rate by label, {t.images.sum()} test images' + ' (the 20 most changed)' * (run.K > 20), fontsize=7)
     kept = f', cluster {cluster}' * (switch == SWITCH[3])
     fig.suptitle(f'layer {n}, filter {f}: {switch}{kept}', fontsize=8)
-    fig.legend(*one.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=6, frameon=False)
+    fig.legend(*one.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=6,
+               frameon=False)
     return fig
 
 # %% ../nbs/06_explore.ipynb #32fd9f52
-VIEWS = {'matrix': filter_view, 'curves': curves_view, 'images': images_view, 'image': image_view, 'silence': silenced_view}
+VIEWS = {'matrix': filter_view, 'curves': curves_view, 'images': images_view, 'image': image_view,
+         'silence': silenced_view}
 
 def save_view(run: Opened, view: str, *args, # what the view's function takes after the run
               folder: str|Path = None        # None: `figures` in the run's folder
              ) -> tuple[list[Path], str]:
     "Writes a view as PNG and SVG; the files, and the one line that makes it again."
     function, folder = VIEWS[one_of('view', view, VIEWS)], Path(folder or run.path/'figures')
-    name = '-'.join([view, *(str(a).replace(' ', '_') for a in args if not isinstance(a, Tensor) and a is not None)])
+    name = '-'.join([view, *(str(a).replace(' ', '_') for a in args if not isinstance(a, Tensor)
+                             and a is not None)])
     files, said = [folder/f'{name}.{end}' for end in ('png', 'svg')], [repr(a) for a in args]
     for i, a in enumerate(args):
         if not isinstance(a, Tensor): continue
@@ -411,12 +480,14 @@ def save_view(run: Opened, view: str, *args, # what the view's function takes af
     for file in files:
         with whole(file) as f: function(run, *args).savefig(f, format=file.suffix[1:], dpi=300)
     p, default = run.params, Parameters()
-    asked = ''.join(f', {k}={getattr(p, k)!r}' for k in ('threshold', 'images', 'root') if getattr(p, k) != getattr(default, k))
+    asked = ''.join(f', {k}={getattr(p, k)!r}' for k in ('threshold', 'images', 'root')
+                    if getattr(p, k) != getattr(default, k))
     return files, f'{function.__name__}(open_finished({str(run.path)!r}{asked}), {", ".join(said)})'
 
 # %% ../nbs/06_explore.ipynb #8a147ce1
 def uploaded(run: Opened, name: str, content: bytes) -> tuple[Tensor, str]: # (H, W, 3) uint8, what was done
-    "An uploaded image as the network's images are, and a sentence about it; a `DlmechError` if it cannot be read."
+    """An uploaded image as the network's images are, and a sentence about it; a `DlmechError` if it cannot be
+    read."""
     size = run.data.test[0][0].shape[0]
     picture = read_image(io.BytesIO(content), size, name)
     with Image.open(io.BytesIO(content)) as im: was, mode = im.size, im.mode
@@ -425,7 +496,8 @@ def uploaded(run: Opened, name: str, content: bytes) -> tuple[Tensor, str]: # (H
 
 # %% ../nbs/06_explore.ipynb #38b2771b
 class Soon:
-    "Calls `quick()`, then `slow()`, once changes cease: `soon()` says that there was one, `flush()` calls both now."
+    """Calls `quick()`, then `slow()`, once changes cease: `soon()` says that there was one, `flush()` calls
+    both now."""
     def __init__(self, quick, slow): self.quick, self.slow, self.timers, self.since = quick, slow, [], None
     def __call__(self):
         try: loop = asyncio.get_running_loop()
@@ -433,27 +505,38 @@ class Soon:
         now, waiting = loop.time(), self.timers
         if self.since is None: self.since = now
         for t in waiting: t.cancel()
-        self.timers = [loop.call_at(min(now + .01, self.since + .1), self.draw), loop.call_later(.2, self.slow)]
-    def draw(self): self.since = None; self.quick()
+        self.timers = [loop.call_at(min(now + .01, self.since + .1), self.draw),
+                       loop.call_later(.2, self.slow)]
+    def draw(self):
+        self.since = None
+        self.quick()
     def flush(self):
         for t in self.timers: t.cancel()
         self.timers = []
-        self.draw(); self.slow()
+        self.draw()
+        self.slow()
 
 # %% ../nbs/06_explore.ipynb #48e7c76e
 def controls(runs: list[str], run: str) -> dict[str, widgets.Widget]:
     "The explorer's controls, by name."
-    look = dict(style=dict(description_width='80px'), layout=widgets.Layout(width='350px', margin='1px 12px 1px 0'))
+    look = dict(style=dict(description_width='80px'), layout=widgets.Layout(width='350px',
+                                                                            margin='1px 12px 1px 0'))
     slider = lambda name, **kw: widgets.IntSlider(0, 0, 1, description=name, **look, **kw)
     pick = lambda name, options, **kw: widgets.Dropdown(options=options, description=name, **look, **kw)
-    return dict(run=pick('run', runs, value=run), layer=widgets.SelectionSlider(options=[1], description='layer', **look),
+    return dict(run=pick('run', runs, value=run),
+                layer=widgets.SelectionSlider(options=[1], description='layer', **look),
                 order=pick('filters by', list(ORDERS)), filter=slider('filter', readout=False),
-                threshold=widgets.FloatSlider(.3, min=.01, max=.99, step=.01, description='threshold', readout_format='.2f', **look),
-                label=widgets.SelectionSlider(options=['0'], description='input label', **look), image=slider('image'),
-                upload=widgets.FileUpload(accept='image/*', description='your image', layout=widgets.Layout(width='172px', margin='1px 4px 1px 0')),
-                back=widgets.Button(description='back to test images', layout=widgets.Layout(width='172px'), disabled=True),
+                threshold=widgets.FloatSlider(.3, min=.01, max=.99, step=.01, description='threshold',
+                                              readout_format='.2f', **look),
+                label=widgets.SelectionSlider(options=['0'], description='input label', **look),
+                image=slider('image'),
+                upload=widgets.FileUpload(accept='image/*', description='your image',
+                                          layout=widgets.Layout(width='172px', margin='1px 4px 1px 0')),
+                back=widgets.Button(description='back to test images', layout=widgets.Layout(width='172px'),
+                                    disabled=True),
                 switch=pick('network', SWITCH), cluster=pick('cluster', [('-', 0)]),
-                view=pick('to save', list(VIEWS)), save=widgets.Button(description='save', layout=widgets.Layout(width='90px')))
+                view=pick('to save', list(VIEWS)), save=widgets.Button(description='save',
+                                                                       layout=widgets.Layout(width='90px')))
 
 # %% ../nbs/06_explore.ipynb #366c8cb0
 class Screen(widgets.VBox):
@@ -465,9 +548,11 @@ class Screen(widgets.VBox):
         self.texts = {k: widgets.HTML() for k in ('said', 'about')}
         self.pictures = {k: widgets.Image(format='png', layout=look) for k in VIEWS}
         c = self.c
-        rows = [*(c[k] for k in ('run', 'layer', 'order', 'filter', 'threshold', 'label', 'image')), widgets.HBox([c['upload'], c['back']]),
+        rows = [*(c[k] for k in ('run', 'layer', 'order', 'filter', 'threshold', 'label', 'image')),
+                widgets.HBox([c['upload'], c['back']]),
                 c['switch'], c['cluster'], widgets.HBox([c['view'], c['save']])]
-        super().__init__([widgets.Box(rows, layout=wrap), *self.texts.values(), widgets.Box(list(self.pictures.values()), layout=wrap)])
+        super().__init__([widgets.Box(rows, layout=wrap), *self.texts.values(),
+                          widgets.Box(list(self.pictures.values()), layout=wrap)])
 
     def say(self, text: str, wrong: bool = False):
         "A line below the controls."
@@ -489,9 +574,11 @@ class Screen(widgets.VBox):
         self.pictures[view].value = as_png(self.figures[view])
     def quick(self):
         "What follows from the tables, and from the image's maps."
-        if not self.images: self.guarded(self.on_label)                                      # after the first pictures: data take a second to load
+        if not self.images:
+            self.guarded(self.on_label)  # after the first pictures: data take a second to load
         for view in 'matrix', 'curves', 'image': self.guarded(self.draw, view)
-        if self.shown.get('images', ())[:2] != self.args('images'): self.guarded(lambda: self.draw('images', with_maps=False))
+        if self.shown.get('images', ())[:2] != self.args('images'):
+            self.guarded(lambda: self.draw('images', with_maps=False))
         self.guarded(self.about)
     def slow(self):
         "What needs the network for many images."
@@ -509,12 +596,17 @@ class Linked(Screen):
         c = self.c
         if c['run'].value != self.run.path.name:
             p = self.run.params
-            self.run = open_finished(self.run.path.parent/c['run'].value, p.threshold, p.images, p.root, self.run.device)
+            self.run = open_finished(self.run.path.parent/c['run'].value, p.threshold, p.images, p.root,
+                                     self.run.device)
         self.shown, self.figures, layers = {}, {}, [int(n) for n in self.run.curves.layer]
-        c['layer'].options = layers; c['layer'].value = layers[-1]
+        c['layer'].options = layers
+        c['layer'].value = layers[-1]
         c['label'].options = [(name, i) for i, name in enumerate(self.run.names)]
-        self.on_layer(); self.images = []
-    def on_layer(self): self.on_order(); self.c['filter'].value = 0
+        self.on_layer()
+        self.images = []
+    def on_layer(self):
+        self.on_order()
+        self.c['filter'].value = 0
     def on_order(self):
         self.ranks = self.run.layer(self.c['layer'].value).order(self.c['order'].value)
         self.c['filter'].max = len(self.ranks) - 1
@@ -558,10 +650,14 @@ class Explorer(Asking):
         super().__init__(sorted({name, *finished_runs(folder)}), name)
         self.c['threshold'].value = self.run.params.threshold
         self.guarded(self.on_run)
-        for name in ('run', 'layer', 'order', 'filter', 'threshold', 'label', 'image', 'upload', 'switch', 'cluster'): self.c[name].observe(self.change, 'value')
+        for name in ('run', 'layer', 'order', 'filter', 'threshold', 'label', 'image', 'upload', 'switch',
+                     'cluster'):
+            self.c[name].observe(self.change, 'value')
         for name in ('save', 'back'): self.c[name].on_click(getattr(self, f'on_{name}'))
-        for view in 'matrix', 'curves': self.guarded(self.draw, view)                        # these need no images: they come first
-        self.guarded(self.about); self.soon()
+        for view in 'matrix', 'curves':
+            self.guarded(self.draw, view)                        # these need no images: they come first
+        self.guarded(self.about)
+        self.soon()
     def __repr__(self): return f'Explorer of {self.run.path.name}'
 
     def opened(self, run) -> Opened:
@@ -576,14 +672,17 @@ class Explorer(Asking):
         "What a view's function takes, after the run."
         c, n, f = self.c, self.c['layer'].value, self.ranks[self.c['filter'].value]
         image = (self.images or [0])[c['image'].value] if self.picture is None else self.picture
-        return dict(matrix=(n, f, c['threshold'].value, c['label'].index), curves=(n,), images=(n, f), image=(n, f, image, c['label'].index),
+        return dict(matrix=(n, f, c['threshold'].value, c['label'].index), curves=(n,), images=(n, f),
+                    image=(n, f, image, c['label'].index),
                     silence=(n, f, image, c['switch'].value, c['cluster'].value))[view]
 
     def change(self, change):
         "A control has moved: what follows from it, then, soon, a picture."
         if self.linking: return
         self.linking = True
-        try: self.guarded(getattr(self, f'on_{next(k for k, w in self.c.items() if w is change.owner)}', lambda: None))
+        try:
+            self.guarded(getattr(self, f'on_{next(k for k, w in self.c.items() if w is change.owner)}',
+                                 lambda: None))
         finally: self.linking = False
         self.soon()
     def about(self):
@@ -592,5 +691,7 @@ class Explorer(Asking):
         same = threshold == self.run.params.threshold
         row = self.run.layer(n).table.iloc[f] if same else row_view(self.run, n, f, threshold).iloc[0]
         text = html.escape(card_text(row, self.run.names)).replace('\n', ';  ')
-        self.texts['about'].value = (f'<div style="overflow-wrap:anywhere;line-height:1.4"><b>layer {n}, filter {f}</b> '
-                                     f'({self.c["filter"].value + 1} of {len(self.ranks)} by {self.c["order"].value}):  SNR {row.snr:.3g};  {text}</div>')
+        self.texts['about'].value = (f'<div style="overflow-wrap:anywhere;line-height:1.4"><b>layer {n}, '
+                                     f'filter {f}</b> '
+                                     f'({self.c["filter"].value + 1} of {len(self.ranks)} by '
+                                     f'{self.c["order"].value}):  SNR {row.snr:.3g};  {text}</div>')

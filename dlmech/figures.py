@@ -40,10 +40,13 @@ def relabel(axis, text: list[str]):
 
 def label_axes(ax, names: list[str], order=None, rows: bool = True):
     "Labels at both axes of a matrix: input labels down, output units across."
-    order = np.arange(len(names)) if order is None else order; K = len(order)
+    order = np.arange(len(names)) if order is None else order
+    K = len(order)
     at = np.arange(K) if K <= 20 else np.linspace(0, K-1, 6).round().astype(int)
     text = [names[order[i]] if K <= 20 else str(order[i]) for i in at]
-    if ax.images: [relabel(axis, text) for axis in (ax.xaxis, ax.yaxis)]; return
+    if ax.images:
+        [relabel(axis, text) for axis in (ax.xaxis, ax.yaxis)]
+        return
     ax.set_xticks(at, text, rotation=90 if max(map(len, text)) > 2 else 0)
     ax.set_yticks(at, text if rows else [])
     ax.tick_params(length=0, labelsize=6)
@@ -71,7 +74,8 @@ def strongest(field: np.ndarray) -> np.ndarray: # (K, K) -> (k, k)
 def show_matrix(ax, a: np.ndarray, K: int, **kwargs):
     "`a`, which stands for K x K elements, as a picture; new contents for the one that `ax` has."
     if not ax.images: ax.imshow(a, extent=(-.5, K-.5, K-.5, -.5), interpolation='nearest', **kwargs)
-    ax.images[0].set_data(a); ax.images[0].set_clim(kwargs['vmin'], kwargs['vmax'])
+    ax.images[0].set_data(a)
+    ax.images[0].set_clim(kwargs['vmin'], kwargs['vmax'])
 
 # %% ../nbs/03_figures.ipynb #85d5c4bb
 def draw_field(ax, field: np.ndarray, names: list[str], rows=True):
@@ -85,28 +89,33 @@ def draw_kinds(ax, clipped, cluster, names: list[str], order=None, rows=True, ti
     "The clipped matrix, its clusters outlined; the labels in `order`, or as they are numbered."
     if order is not None or not ax.images: label_axes(ax, names, order, rows)
     order = np.arange(len(names)) if order is None else order
-    first = lambda k: -k & 3                                                             # what shows before what, and back: 0, 3, 2, 1
-    show_matrix(ax, first(largest(first(kinds(clipped[np.ix_(order, order)], cluster[order])))), len(order), cmap=KIND_MAP, vmin=-.5, vmax=3.5)
+    first = lambda k: -k & 3  # what shows before what, and back: 0, 3, 2, 1
+    show_matrix(ax, first(largest(first(kinds(clipped[np.ix_(order, order)], cluster[order])))), len(order),
+                cmap=KIND_MAP, vmin=-.5, vmax=3.5)
     for p in list(ax.patches): p.remove()
     at = 0
     for size in np.bincount(cluster[cluster >= 0]) if (order == cluster_order(cluster)[:len(order)]).all() else []:
-        ax.add_patch(Rectangle((at-.5, at-.5), size, size, fill=False, ec='black', lw=1)); at += size
+        ax.add_patch(Rectangle((at-.5, at-.5), size, size, fill=False, ec='black', lw=1))
+        at += size
     ax.set_title(title, fontsize=7)
 
 # %% ../nbs/03_figures.ipynb #2f1dda82
 def kinds_legend(fig: Figure, **kwargs):
     "What the colours of a clipped matrix mean."
-    fig.legend([plt.Rectangle((0, 0), 1, 1, fc=c) for c in list(KINDS.values())[1:]], list(KINDS)[1:], ncols=3, fontsize=6,
+    fig.legend([plt.Rectangle((0, 0), 1, 1, fc=c) for c in list(KINDS.values())[1:]], list(KINDS)[1:],
+               ncols=3, fontsize=6,
                frameon=False, handlelength=1, handleheight=1, **kwargs)
 
 NEAR = 40 # labels, of many: a cluster of two among a thousand would be a dot
 
 def draw_filter(axes, field, clipped, cluster, names, threshold):
-    "The matrix three ways on three axes: as it is, clipped, and permuted so that its clusters stand on the diagonal; of more than 100 labels only the first are in the last."
+    """The matrix three ways on three axes: as it is, clipped, and permuted so that its clusters stand on the
+    diagonal; of more than 100 labels only the first are in the last."""
     draw_field(axes[0], field, names)
     draw_kinds(axes[1], clipped, cluster, names, rows=False, title=f'normalised > {threshold:g}')
     order = cluster_order(cluster)[:NEAR if len(cluster) > 100 else None]
-    draw_kinds(axes[2], clipped, cluster, names, order, title='clusters first' + (f', {NEAR} of {len(cluster)} labels' if len(cluster) > 100 else ''))
+    draw_kinds(axes[2], clipped, cluster, names, order,
+               title='clusters first' + (f', {NEAR} of {len(cluster)} labels' if len(cluster) > 100 else ''))
 
 # %% ../nbs/03_figures.ipynb #6ddf204f
 def filter_figure(field: np.ndarray,    # (K, K) averaged fields, row = input label
@@ -133,22 +142,27 @@ def count_bars(ax, values, xlabel):
 def layer_figure(filters: pd.DataFrame, # a row for each filter, as in filters-<layer>.csv
                  names: list[str],      # of the K labels
                  title: str = '') -> Figure:
-    "Distributions over a layer's filters: clusters, sizes, noise, and how many filters have each label in a cluster."
+    """Distributions over a layer's filters: clusters, sizes, noise, and how many filters have each label in a
+    cluster."""
     fig, axes = plt.subplots(1, 4, figsize=(7, 1.9), layout='constrained')
     numbers = lambda column: np.array([int(v) for text in filters[column] for v in text.split()], int)
     count_bars(axes[0], filters.n_clusters, 'clusters of a filter, Nc')
     count_bars(axes[1], numbers('sizes'), 'size of a cluster, Cs')
-    axes[2].hist(filters.noise, bins=20, color=KINDS['cluster']); axes[2].set_xlabel('noise of a filter, n', fontsize=7)
+    axes[2].hist(filters.noise, bins=20, color=KINDS['cluster'])
+    axes[2].set_xlabel('noise of a filter, n', fontsize=7)
     K = len(names)
     axes[3].bar(range(K), np.bincount(numbers('labels'), minlength=K), color=KINDS['cluster'], width=.9)
     if K <= 20: axes[3].set_xticks(range(K), names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes[3].set_xlabel('label in a cluster', fontsize=7)
-    for ax, what in zip(axes, ('filters', 'clusters', 'filters', 'filters')): ax.set_ylabel(what, fontsize=7); ax.tick_params(labelsize=6)
+    for ax, what in zip(axes, ('filters', 'clusters', 'filters', 'filters')):
+        ax.set_ylabel(what, fontsize=7)
+        ax.tick_params(labelsize=6)
     if title: fig.suptitle(title, fontsize=8)
     return fig
 
 # %% ../nbs/03_figures.ipynb #c16ce5ce
-CURVES = {'success_rate': 'success rate', 'snr': 'SNR', 'n_clusters': 'clusters Nc', 'cluster_size': 'cluster size Cs', 'noise': 'noise n'}
+CURVES = {'success_rate': 'success rate', 'snr': 'SNR', 'n_clusters': 'clusters Nc',
+          'cluster_size': 'cluster size Cs', 'noise': 'noise n'}
 
 def layers_figure(layers: pd.DataFrame, # a row for each layer, as in layers.csv
                   at: int = None,       # a layer to mark
@@ -163,9 +177,13 @@ def draw_curves(axes, layers: pd.DataFrame, at: int = None):
     "The curves on as many axes as `CURVES` has."
     for ax, (column, label) in zip(axes, CURVES.items()):
         ax.plot(layers.layer, layers[column], 'o-', ms=3, lw=1, color=KINDS['cluster'])
-        if f'{column}_active' in layers: ax.plot(layers.layer, layers[f'{column}_active'], 's--', ms=2.5, lw=.8, color=KINDS['internal noise'])
+        if f'{column}_active' in layers:
+            ax.plot(layers.layer, layers[f'{column}_active'], 's--', ms=2.5, lw=.8,
+                    color=KINDS['internal noise'])
         if at is not None: ax.axvline(at, color='grey', lw=.8, zorder=0)
-        ax.set_title(label, fontsize=7); ax.set_xlabel('layer', fontsize=7); ax.tick_params(labelsize=6)
+        ax.set_title(label, fontsize=7)
+        ax.set_xlabel('layer', fontsize=7)
+        ax.tick_params(labelsize=6)
         if len(layers) == 1: ax.set_xticks(layers.layer)
         else: ax.xaxis.get_major_locator().set_params(integer=True)
 
@@ -175,9 +193,11 @@ def card_text(row: pd.Series, names: list[str]) -> str:
     if not row.n_clusters: found = 'no cluster' if row.max_field > 0 else 'dead: no positive field'
     else:
         labels = iter(row.labels.split())
-        found = '; '.join('{' + ', '.join(names[int(next(labels))] for _ in range(int(size))) + '}' for size in row.sizes.split())
+        found = '; '.join('{' + ', '.join(names[int(next(labels))] for _ in range(int(size))) + '}'
+                          for size in row.sizes.split())
     winner = f'{names[int(row.winner)]} on {row.winner_share:.0%} of the images' if row.winner >= 0 else 'none'
-    return (f'clusters: {found}\nlargest field {row.max_field:.3g};  noise {row.noise:g} = {row.internal_noise:g} internal '
+    return (f'clusters: {found}\nlargest field {row.max_field:.3g};  noise {row.noise:g} = '
+            f'{row.internal_noise:g} internal '
             f'+ {row.external_noise:g} external;  winner: {winner}')
 
 # %% ../nbs/03_figures.ipynb #d1d20a83
@@ -189,12 +209,16 @@ def card_figure(field, clipped, cluster, names: list[str], row: pd.Series, thres
                 images: list = (),    # (H, W, 3) uint8 each, those with the largest fields
                 captions: list = (),  # what stands above each
                 title: str = '') -> Figure:
-    "One filter on one page: the matrix three ways, its clusters by name, its noise, the images that drive it most."
+    """One filter on one page: the matrix three ways, its clusters by name, its noise, the images that drive
+    it most."""
     fig = plt.figure(figsize=(7, 4.4 if len(images) else 3.2), layout='constrained')
     top, bottom = fig.subfigures(2, 1, height_ratios=[3, 1.2]) if len(images) else (fig, None)
     draw_filter(top.subplots(1, 3), field, clipped, cluster, names, threshold)
     fig.suptitle(f'{title}\n{card_text(row, names)}'.strip(), fontsize=7.5)
-    for ax, image, caption in zip(bottom.subplots(1, len(images), squeeze=False)[0] if len(images) else [], images, captions):
-        ax.imshow(image); ax.set_title(caption, fontsize=6); ax.axis('off')
+    for ax, image, caption in zip(bottom.subplots(1, len(images), squeeze=False)[0] if len(images) else [],
+                                  images, captions):
+        ax.imshow(image)
+        ax.set_title(caption, fontsize=6)
+        ax.axis('off')
     kinds_legend(fig, loc='outside lower center')
     return fig

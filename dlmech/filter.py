@@ -22,7 +22,8 @@ from .data import Batches
 from .model import asked_layers, start
 from .figures import brief, card_figure
 from .probe import Heads, merge_rows, probed
-from .run import DlmechError, Run, locked, progress, read_csv, read_part, read_tensors, tensor_in_parts, write_csv, write_tensors
+from .run import (DlmechError, Run, locked, progress, read_csv, read_part, read_tensors,
+                        tensor_in_parts, write_csv, write_tensors)
 
 # %% ../nbs/03_filter.ipynb #d1b31bb3
 class LabelSums:
@@ -33,7 +34,9 @@ class LabelSums:
             labels: Tensor):      # (B,)
         "Adds a batch."
         flat = maps.flatten(1).float()                                                   # (B, C h w)
-        if self.sums is None: self.shape, self.sums = maps.shape[1:], torch.zeros(self.K, flat.shape[1], dtype=torch.float64, device=flat.device)
+        if self.sums is None:
+            self.shape = maps.shape[1:]
+            self.sums = torch.zeros(self.K, flat.shape[1], dtype=torch.float64, device=flat.device)
         there, which = labels.unique(return_inverse=True)                                # (U,), (B,)
         batch = flat.new_zeros(len(there), flat.shape[1]).index_add_(0, which, flat)     # (U, C h w)
         self.sums.index_add_(0, there, batch.double())
@@ -41,11 +44,14 @@ class LabelSums:
 
     def means(self) -> Tensor: # (K, C, h, w) float64
         "The mean map of each label; an error if a label had no image."
-        if (self.counts == 0).any(): raise DlmechError(f'images: label {int((self.counts == 0).nonzero()[0])} has no image to average over')
+        if (self.counts == 0).any():
+            raise DlmechError(f'images: label {int((self.counts == 0).nonzero()[0])} has no image to '
+                              'average over')
         return (self.sums / self.counts.to(self.sums.device)[:, None]).reshape(self.K, *self.shape)
 
 # %% ../nbs/03_filter.ipynb #535e9e35
-CHUNK = 2**24 if torch.cuda.is_available() else 2**21 # numbers held at a time where work goes filter by filter; on a CPU few enough to use the same memory again
+# numbers held at a time where work goes filter by filter; on a CPU few enough to use the same memory again
+CHUNK = 2**24 if torch.cuda.is_available() else 2**21
 
 def chunks(n: int, each: int) -> list[slice]:
     "Slices of `range(n)`, of as many items as fit into `CHUNK` if each takes `each` numbers."
@@ -71,7 +77,7 @@ class Responses:
             fields = self.weight[c] @ maps[c]                                            # (c, K, B)
             largest, winner = fields.max(1)                                              # (c, B)
             fires = largest != 0
-            unsure = ~fires & (maps[c] != 0).any(1)                                      # a map of zeros has no field, without a look at all K
+            unsure = ~fires & (maps[c] != 0).any(1)  # a map of zeros has no field, without a look at all K
             if unsure.any(): fires[unsure] = (fields.transpose(1, 2)[unsure] != 0).any(1)
             self.wins[c].scatter_add_(1, winner, fires.long())
             self.keep_top(c, largest.where(fires, -torch.inf), winner, index)
@@ -80,10 +86,12 @@ class Responses:
         "Merges a batch's largest fields into those kept so far."
         best, which = field.topk(min(self.top_field.shape[1], field.shape[1]), 1)        # (c, top)
         field = torch.cat([self.top_field[c], best], 1)
-        image, output = torch.cat([self.top_image[c], index[which]], 1), torch.cat([self.top_output[c], output.gather(1, which)], 1)
+        image, output = torch.cat([self.top_image[c], index[which]],
+                                  1), torch.cat([self.top_output[c], output.gather(1, which)], 1)
         self.top_field[c], order = field.topk(self.top_field.shape[1], 1)
         silent = self.top_field[c] == -torch.inf
-        self.top_image[c], self.top_output[c] = (t.gather(1, order).where(~silent, -1) for t in (image, output))
+        self.top_image[c], self.top_output[c] = (t.gather(1, order).where(~silent, -1)
+                                                 for t in (image, output))
 
 # %% ../nbs/03_filter.ipynb #c4a7ff1d
 ROOM = 2**22 # numbers of the buffer (16 MB)
@@ -91,8 +99,11 @@ ROOM = 2**22 # numbers of the buffer (16 MB)
 def channels_first(maps: Tensor, # (B, C, h, w)
                    room: Tensor  # on the CPU, reused
                   ) -> Iterator[tuple[slice, Tensor]]:
-    "A batch's maps, each image's contiguous channels first: parts of the batch, each of which lasts until the next."
-    if maps.is_contiguous() or (maps.device, maps.dtype) != (room.device, room.dtype) or maps[0].numel() > len(room): yield slice(None), maps.contiguous(); return
+    """A batch's maps, each image's contiguous channels first: parts of the batch, each of which lasts until
+    the next."""
+    if maps.is_contiguous() or (maps.device, maps.dtype) != (room.device, room.dtype) or maps[0].numel() > len(room):
+        yield slice(None), maps.contiguous()
+        return
     step = len(room) // maps[0].numel()
     for b in (slice(i, i+step) for i in range(0, len(maps), step)):
         yield b, room[:maps[b].numel()].view(maps[b].shape).copy_(maps[b])
@@ -112,14 +123,15 @@ def observe(net: nn.Module,   # any network; stays as it is
             index = getattr(batches, 'numbers', torch.arange(at, at+len(y)))
             for p, maps in trunk(x).items():
                 sums, responses = seen[p]
-                for b, part in channels_first(maps, room):                               # both read it filter by filter
+                for b, part in channels_first(maps, room):  # both read it filter by filter
                     sums.add(part, y[b])
                     if responses: responses.add(part, index[b])
             at += len(y)
     if at == 0: raise DlmechError('images: there are none to average over')
     return seen
 
-def label_means(net: nn.Module, paths: list[str], batches, K: int) -> dict[str, Tensor]: # {path: (K, C, h, w)}
+def label_means(net: nn.Module, paths: list[str], batches,
+                K: int) -> dict[str, Tensor]:  # {path: (K, C, h, w)}
     "The mean maps of each label, for every layer asked for, from one pass over the images."
     return {p: sums.means() for p, (sums, _) in observe(net, paths, batches, K).items()}
 
@@ -127,11 +139,14 @@ def label_means(net: nn.Module, paths: list[str], batches, K: int) -> dict[str, 
 def fields(means: Tensor,  # (K, C, h, w) label means
            weight: Tensor  # (K, C, h, w) head
           ) -> Tensor:     # (C, K, K) float64, row = input label, column = output unit
-    "The averaged field matrix of every filter, before normalising; an error that names the first filter with a NaN."
-    m, w = means.double().flatten(2).transpose(0, 1), weight.double().flatten(2).permute(1, 2, 0)  # (C, K, hw), (C, hw, K)
+    """The averaged field matrix of every filter, before normalising; an error that names the first filter
+    with a NaN."""
+    m = means.double().flatten(2).transpose(0, 1)
+    w = weight.double().flatten(2).permute(1, 2, 0)  # (C, K, hw), (C, hw, K)
     M = m @ w
-    if not (fine := M.sum((1, 2)).isfinite()).all():                                     # a sum is finite if all its parts are
-        raise DlmechError(f'fields: filter {int((~fine).nonzero()[0])} has a field that is not a finite number; are there NaN in the weights or the images?')
+    if not (fine := M.sum((1, 2)).isfinite()).all():  # a sum is finite if all its parts are
+        raise DlmechError(f'fields: filter {int((~fine).nonzero()[0])} has a field that is not a finite '
+                          'number; are there NaN in the weights or the images?')
     return M
 
 # %% ../nbs/03_filter.ipynb #2a2163f5
@@ -150,14 +165,15 @@ def clusters(clipped: Tensor # (C, K, K) bool
             ) -> Tensor:     # (C, K) int64: the label's cluster, from 0 in the order found; -1: none
     "Each filter's clusters of labels (P1, P2; the rule is the group's code's)."
     C, K = clipped.shape[:2]
-    free = clipped.diagonal(dim1=1, dim2=2).clone()                                      # (C, K) on the diagonal, in no cluster yet
+    free = clipped.diagonal(dim1=1, dim2=2).clone()  # (C, K) on the diagonal, in no cluster yet
     goes = clipped & clipped.transpose(1, 2)                                             # (C, K, K) both ways
-    may_join = torch.zeros_like(free)                                                    # (C, K) free, and goes with every member
+    may_join = torch.zeros_like(free)  # (C, K) free, and goes with every member
     cluster, found = torch.full((C, K), -1, device=free.device), torch.full((C,), -1, device=free.device)
-    alive = free.any(1).nonzero()[:, 0]                                                  # filters with a label to place
+    alive = free.any(1).nonzero()[:, 0]  # filters with a label to place
     while len(alive):
         joins = may_join[alive].any(1)
-        label = torch.where(joins[:, None], may_join[alive], free[alive]).byte().argmax(1)  # the first that joins, else a new seed
+        label = torch.where(joins[:, None], may_join[alive],
+                            free[alive]).byte().argmax(1)  # the first that joins, else a new seed
         found[alive] += (~joins).long()
         cluster[alive, label] = found[alive]
         free[alive, label] = False
@@ -185,7 +201,7 @@ def pick(normal: Tensor, # (C, K, K) normalised fields
     B = clip(normal, threshold)
     cluster = clusters(B)
     sizes = torch.zeros_like(cluster).scatter_add_(1, cluster.clamp(min=0), (cluster >= 0).long())
-    columns = B.sum(1)                                                                   # (C, K) ones in each column
+    columns = B.sum(1)  # (C, K) ones in each column
     internal = (columns * (cluster >= 0)).sum(1) - (sizes**2).sum(1)
     return Picks(B, cluster, sizes, internal, (columns * (cluster < 0)).sum(1))
 
@@ -195,15 +211,20 @@ def filter_rows(M: Tensor,      # (C, K, K) fields
                 wins: Tensor,   # (C, K) how often each output won
                 first: int = 0  # the number of the first of these filters
                ) -> pd.DataFrame:
-    "A row for each filter: largest field, clusters, noise, winner; `sizes` and `labels` list cluster after cluster."
+    """A row for each filter: largest field, clusters, noise, winner; `sizes` and `labels` list cluster after
+    cluster."""
     cluster = picked.cluster.cpu().numpy()
-    order = np.where(cluster < 0, len(wins.T), cluster).argsort(1, kind='stable').tolist()   # labels by cluster, those in none last
+    order = np.where(cluster < 0, len(wins.T),
+                     cluster).argsort(1, kind='stable').tolist()  # labels by cluster, those in none last
     count, won = wins.sum(1).cpu(), wins.max(1)
     return pd.DataFrame(dict(
-        filter=range(first, first+len(M)), max_field=M.amax((1, 2)).cpu(), n_clusters=(picked.sizes > 0).sum(1).cpu(), n_labels=picked.sizes.sum(1).cpu(),
-        sizes=[' '.join(str(s) for s in row if s) for row in picked.sizes.tolist()], labels=[' '.join(map(str, row[:n])) for row, n in zip(order, (cluster >= 0).sum(1))],
+        filter=range(first, first+len(M)), max_field=M.amax((1, 2)).cpu(),
+        n_clusters=(picked.sizes > 0).sum(1).cpu(), n_labels=picked.sizes.sum(1).cpu(),
+        sizes=[' '.join(str(s) for s in row if s) for row in picked.sizes.tolist()],
+        labels=[' '.join(map(str, row[:n])) for row, n in zip(order, (cluster >= 0).sum(1))],
         noise=picked.noise.cpu(), internal_noise=picked.internal.cpu(), external_noise=picked.external.cpu(),
-        winner=won.indices.cpu().where(count > 0, -1), winner_share=won.values.cpu() / count.where(count > 0, float('nan'))))
+        winner=won.indices.cpu().where(count > 0, -1),
+        winner_share=won.values.cpu() / count.where(count > 0, float('nan'))))
 
 # %% ../nbs/03_filter.ipynb #385e2da5
 def layer_sums(normal: Tensor, picked: Picks, keep: Tensor # (C,) bool, filters that count
@@ -229,8 +250,10 @@ def layer_row(filters: pd.DataFrame, sums: dict[str, np.ndarray], K: int) -> dic
         on, off, real_on, real_off = sums[suffix]
         mean = lambda v: v[counts].mean() if counts.any() else float('nan')
         S, N, ratio = snr(on, off, K)
-        row |= {f'{k}{suffix}': v for k, v in dict(n_clusters=mean(found), cluster_size=mean(size), labels_per_filter=mean(labels),
-                noise=mean(noise), signal=S, cross=N, snr=ratio, snr_real=snr(real_on, real_off, K)[2]).items()}
+        row |= {f'{k}{suffix}': v for k, v in dict(n_clusters=mean(found), cluster_size=mean(size),
+                                                   labels_per_filter=mean(labels),
+                noise=mean(noise), signal=S, cross=N, snr=ratio,
+                snr_real=snr(real_on, real_off, K)[2]).items()}
     return row
 
 # %% ../nbs/03_filter.ipynb #7820f6a7
@@ -240,10 +263,12 @@ def measure_fields(parts,           # (slice, (c, K, K) fields) of the layer's f
     "A layer's table of filters and its summary, from its fields part by part."
     rows, sums = [], {'': 0, '_active': 0}
     for c, M in parts:
-        normal = normalised(M); picked = pick(normal, threshold)
+        normal = normalised(M)
+        picked = pick(normal, threshold)
         rows.append(filter_rows(M, picked, wins[c], c.start))
         active = picked.sizes.sum(1) > 0
-        for suffix, which in ('', torch.ones_like(active)), ('_active', active): sums[suffix] = sums[suffix] + layer_sums(normal, picked, which)
+        for suffix, which in ('', torch.ones_like(active)), ('_active', active):
+            sums[suffix] = sums[suffix] + layer_sums(normal, picked, which)
     filters = pd.concat(rows, ignore_index=True)
     return filters, layer_row(filters, sums, wins.shape[1])
 
@@ -258,7 +283,9 @@ def measure_layer(means: Tensor,   # (K, C, h, w) label means
     def parts():
         for c in chunks(C, K*K):
             try: M = fields(means[:, c], weight[:, c])
-            except DlmechError: fields(means, weight); raise
+            except DlmechError:
+                fields(means, weight)
+                raise
             keep(M.cpu().numpy())
             yield c, M
     return measure_fields(parts(), wins, threshold)
@@ -269,11 +296,14 @@ def write_layer(run: Run, n: int, sums: LabelSums, responses: Responses, weight:
     K, C = weight.shape[:2]
     with tensor_in_parts(run.tables/f'fields-{n}.safetensors', 'fields', (C, K, K)) as keep:
         filters, row = measure_layer(sums.means(), weight, responses.wins, run.params.threshold, keep)
-    write_tensors(run.tables/f'top-{n}.safetensors', dict(field=responses.top_field, image=responses.top_image, output=responses.top_output))
+    write_tensors(run.tables/f'top-{n}.safetensors', dict(field=responses.top_field,
+                                                          image=responses.top_image,
+                                                          output=responses.top_output))
     write_csv(run.tables/f'filters-{n}.csv', filters)
     path = run.layers[n-1]
     probe = read_csv(run.file('probe.csv')).set_index('layer')
-    return {'layer': n, 'name': path, 'filters': row.pop('filters'), 'dead': row.pop('dead'), 'success_rate': probe.test_success_rate[n], **row}
+    return {'layer': n, 'name': path, 'filters': row.pop('filters'), 'dead': row.pop('dead'),
+            'success_rate': probe.test_success_rate[n], **row}
 
 # %% ../nbs/03_filter.ipynb #46b045f6
 def averaged_over(run: Run, images: str # test or train
@@ -297,7 +327,8 @@ def filtered(run: Run, layers: list[int] # numbers
         net, heads = probed(run, missing)
         with locked(run.path):
             seen = observe(net, heads.paths, Batches(asked_images(run), 250, run.device), run.data.K, heads)
-            rows = [write_layer(run, n, *seen[run.layers[n-1]], heads.weight(run.layers[n-1])) for n in missing]
+            rows = [write_layer(run, n, *seen[run.layers[n-1]], heads.weight(run.layers[n-1]))
+                    for n in missing]
             merge_rows(table, pd.DataFrame(rows))
     return read_csv(table)
 
@@ -314,8 +345,10 @@ def filter_card(M: Tensor,            # (K, K) the filter's fields
     for field, image, output in zip(*(top[k].tolist() for k in ('field', 'image', 'output'))) if top else ():
         if image < 0: continue
         picture, label = pictures[image]
-        images.append(np.asarray(picture.cpu())); captions.append(f'{brief(names[int(label)])}\n→ {brief(names[output])} {field:.2g}')
-    return card_figure(M.cpu().numpy(), picked.clipped[0].cpu().numpy(), picked.cluster[0].cpu().numpy(), names, row, threshold, images, captions, title)
+        images.append(np.asarray(picture.cpu()))
+        captions.append(f'{brief(names[int(label)])}\n→ {brief(names[output])} {field:.2g}')
+    return card_figure(M.cpu().numpy(), picked.clipped[0].cpu().numpy(), picked.cluster[0].cpu().numpy(),
+                       names, row, threshold, images, captions, title)
 
 # %% ../nbs/03_filter.ipynb #93179d70
 def run_card(run: Run, n: int, f: int # layer and filter
@@ -323,5 +356,6 @@ def run_card(run: Run, n: int, f: int # layer and filter
     "The figure of one filter of a run."
     M = read_part(run.tables/f'fields-{n}.safetensors', 'fields', slice(f, f+1))[0]
     top = {k: v[f] for k, v in read_tensors(run.tables/f'top-{n}.safetensors')[0].items()}
-    return filter_card(M, read_csv(run.tables/f'filters-{n}.csv').iloc[f], run.data.names, run.params.threshold, top, asked_images(run),
+    return filter_card(M, read_csv(run.tables/f'filters-{n}.csv').iloc[f], run.data.names,
+                       run.params.threshold, top, asked_images(run),
                        f'{run.path.name}, layer {n}, filter {f}')

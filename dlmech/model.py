@@ -17,10 +17,13 @@ from pathlib import Path
 import pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 
-from .arch import PLANS, check_arch, evaluating, get_model, layer_numbers, layers_of, put_weights, translated, weights_file
+from .arch import (PLANS, check_arch, evaluating, get_model, layer_numbers, layers_of, put_weights,
+                         translated, weights_file)
 from .data import Batches, Data, check_dataset, get_data, native_size
-from .run import (DlmechError, ParameterError, Parameters, Run, RUN_KEYS, cells_run, check_injected, check_parameters,
-                        get_device, locked, one_of, open_run, progress, read_csv, read_json, read_tensors, run_name,
+from .run import (DlmechError, ParameterError, Parameters, Run, RUN_KEYS, cells_run, check_injected,
+                        check_parameters,
+                        get_device, locked, one_of, open_run, progress, read_csv, read_json, read_tensors,
+                        run_name,
                         versions, write_csv, write_json, write_tensors)
 
 # %% ../nbs/01_model.ipynb #4bb53e62
@@ -37,8 +40,10 @@ def start(**params) -> Run:
     check_injected(cells_run())
     for name in params: one_of('parameters', name, Parameters.__dataclass_fields__)
     p = check_parameters(Parameters(**params))
-    check_dataset(p.dataset); get_device(p.device)
-    resolve(p); weights_file(p.weights, p.arch)
+    check_dataset(p.dataset)
+    get_device(p.device)
+    resolve(p)
+    weights_file(p.weights, p.arch)
     paths = layers_of(p.arch, p.d, p.size, p.plan)
     layer_numbers(p.layer, paths, p.arch)
     data = get_data(p.dataset, p.root, p.labels, p.seed, size=p.size)
@@ -75,7 +80,8 @@ def get_recipe(name: str, arch: str, data: Data, epochs: int = 0) -> Recipe:
     r, n = RECIPES['fast' if name == 'ridge' else name], len(data.train)
     if name == 'paper' and arch == 'vgg11': r = replace(r, epochs=260)
     if r.schedule == 'triangle' and data.name == 'digits': r = replace(r, epochs=4, cutout=0) # they are easy
-    if r.schedule == 'triangle' and n < 40 * r.batch: # a small set gets smaller batches, so that an epoch has 40 steps
+    # a small set gets smaller batches, so that an epoch has 40 steps
+    if r.schedule == 'triangle' and n < 40 * r.batch:
         batch = max(8, n // 40)
         r = replace(r, batch=batch, lr=r.lr*batch/r.batch, fc_lr=r.fc_lr*batch/r.batch)
     return replace(r, epochs=epochs) if epochs else r
@@ -91,7 +97,10 @@ def lr_factor(r: Recipe, at: float # epochs done, with a fraction
 # %% ../nbs/01_model.ipynb #c208fe20
 def sgd(net: nn.Module, r: Recipe) -> torch.optim.SGD:
     "The recipe's optimizer; each group keeps its own peak as `lr_peak`."
-    conv, fc, plain, linear = [], [], [], {id(p) for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    conv = []
+    fc = []
+    plain = []
+    linear = {id(p) for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
     for p in net.parameters():
         if p.ndim == 1 and not r.decay_all: plain.append(p)
         else: (fc if id(p) in linear else conv).append(p)
@@ -112,14 +121,17 @@ def compiled(f, device: torch.device):
 @torch.no_grad()
 def success_rate(net: nn.Module, batches, device='cpu') -> float:
     "The share of images whose largest output is their label's; `net` is in evaluation mode while it runs."
-    with evaluating(net): right, n = torch.tensor([((net(x).argmax(1) == y).sum(), len(y)) for x, y in batches]).sum(0).tolist()
+    with evaluating(net):
+        right, n = torch.tensor([((net(x).argmax(1) == y).sum(), len(y)) for x, y in batches]).sum(0).tolist()
     return right / n
 
 # %% ../nbs/01_model.ipynb #72943268
 def save_checkpoint(path: Path, net: nn.Module, opt, log: list[dict]):
     "Weights, the optimizer's state and the log after the last epoch of `log`."
-    state = {f'{kind}/{name}': torch.as_tensor(t) for name, p in net.named_parameters() for kind, t in opt.state[p].items() if t is not None}
-    write_tensors(path, {**{f'net/{k}': v for k, v in net.state_dict().items()}, **state}, log=json.dumps(log))
+    state = {f'{kind}/{name}': torch.as_tensor(t) for name, p in net.named_parameters() for kind,
+             t in opt.state[p].items() if t is not None}
+    write_tensors(path, {**{f'net/{k}': v for k, v in net.state_dict().items()}, **state},
+                  log=json.dumps(log))
 
 def load_checkpoint(path: Path, net: nn.Module, opt) -> list[dict]:
     "Puts weights and the optimizer's state back; the log."
@@ -127,39 +139,53 @@ def load_checkpoint(path: Path, net: nn.Module, opt) -> list[dict]:
     named = [k.split('/', 1) for k in tensors]
     net.load_state_dict({name: tensors[f'net/{name}'] for kind, name in named if kind == 'net'})
     for name, p in net.named_parameters():
-        opt.state[p] = {kind: tensors[f'{kind}/{n}'].to('cpu' if kind == 'step' else p.device) for kind, n in named if n == name and kind != 'net'}
+        opt.state[p] = {kind: tensors[f'{kind}/{n}'].to('cpu' if kind == 'step' else p.device) for kind,
+                        n in named if n == name and kind != 'net'}
     return json.loads(about['log'])
 
 # %% ../nbs/01_model.ipynb #1f19cb1d
 def train_epoch(net, forward, opt, r: Recipe, batches: Batches, epoch: int, # from 1
                 bar) -> dict:
     "One epoch of phase 1: its mean loss and its success rate on the (augmented) training images."
-    net.train(); loss_sum = right = n = 0
+    net.train()
+    loss_sum = right = n = 0
     for i, (x, y) in enumerate(batches.at(epoch)):
         for g in opt.param_groups: g['lr'] = g['lr_peak'] * lr_factor(r, epoch - 1 + i/len(batches))
         with mixed(x.device):
             out = forward(x)                                                         # (B, K)
             loss = F.cross_entropy(out, y, label_smoothing=r.smoothing)
-        opt.zero_grad(); loss.backward(); opt.step()
-        loss_sum += loss.detach() * len(y); right += (out.detach().argmax(1) == y).sum(); n += len(y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        loss_sum += loss.detach() * len(y)
+        right += (out.detach().argmax(1) == y).sum()
+        n += len(y)
         bar.update()
-        if i % 20 == 0: bar.set_postfix(epoch=epoch, loss=f'{loss_sum/n:.3f}', SR=f'{right/n:.3f}', refresh=False)
-    if not torch.isfinite(loss_sum): raise DlmechError(f'phase 1: the loss is no longer finite in epoch {epoch}; a smaller learning rate may help')
+        if i % 20 == 0:
+            bar.set_postfix(epoch=epoch, loss=f'{loss_sum/n:.3f}', SR=f'{right/n:.3f}', refresh=False)
+    if not torch.isfinite(loss_sum):
+        raise DlmechError(f'phase 1: the loss is no longer finite in epoch {epoch}; a smaller learning rate '
+                          'may help')
     return dict(epoch=epoch, loss=float(loss_sum/n), train_success_rate=float(right/n))
 
 # %% ../nbs/01_model.ipynb #ca1eaada
 def train(net: nn.Module, data: Data, r: Recipe, device: torch.device, seed: int = 0,
           folder: Path = None # where to keep the checkpoint and train.csv; None: nowhere
          ) -> pd.DataFrame:
-    "Trains `net` by the recipe (phase 1); a table of loss and success rates by epoch. Goes on from a checkpoint in `folder`."
+    """Trains `net` by the recipe (phase 1); a table of loss and success rates by epoch. Goes on from a
+    checkpoint in `folder`."""
     net.to(device, memory_format=torch.channels_last)
-    batches = Batches(data.train, r.batch, device, shuffle=True, shift=4, flip=data.flip and r.flip, cutout=r.cutout, seed=seed)
+    batches = Batches(data.train, r.batch, device, shuffle=True, shift=4, flip=data.flip and r.flip,
+                      cutout=r.cutout, seed=seed)
     valid, opt, log = Batches(data.valid, 500, device), sgd(net, r), []
-    if folder and (folder/'checkpoint.safetensors').exists(): log = load_checkpoint(folder/'checkpoint.safetensors', net, opt)
+    if folder and (folder/'checkpoint.safetensors').exists():
+        log = load_checkpoint(folder/'checkpoint.safetensors', net, opt)
     forward = compiled(net, device)
-    with progress(desc='phase 1', total=r.epochs*len(batches), initial=len(log)*len(batches), unit='step') as bar:
+    with progress(desc='phase 1', total=r.epochs*len(batches), initial=len(log)*len(batches),
+                  unit='step') as bar:
         for epoch in range(len(log)+1, r.epochs+1):
-            log.append({**train_epoch(net, forward, opt, r, batches, epoch, bar), 'valid_success_rate': success_rate(net, valid)})
+            log.append({**train_epoch(net, forward, opt, r, batches, epoch, bar),
+                        'valid_success_rate': success_rate(net, valid)})
             if folder:
                 save_checkpoint(folder/'checkpoint.safetensors', net, opt, log)
                 write_csv(folder/'train.csv', pd.DataFrame(log))
@@ -181,29 +207,37 @@ def ship(run: Run, net: nn.Module, hardware: str, # what it was trained on
     small = {k: v.half() if v.ndim > 1 else v for k, v in net.state_dict().items()}
     net.load_state_dict({k: v.float() if v.ndim > 1 else v for k, v in small.items()})
     recipe = get_recipe(p.recipe, p.arch, run.data, p.epochs)
-    stated = dict({k: getattr(p, k) for k in RUN_KEYS} | vars(recipe), K=run.data.K, hardware=hardware, versions=versions(),
+    stated = dict({k: getattr(p, k) for k in RUN_KEYS} | vars(recipe), K=run.data.K, hardware=hardware,
+                  versions=versions(),
                   train_images=len(run.data.train), test_images=len(run.data.test),
                   test_success_rate=success_rate(net, Batches(run.data.test, 250, run.device)))
     name = run_name(p)
     write_tensors(Path(folder)/f'{name}.safetensors', small)
     write_csv(Path(folder)/f'{name}.csv', read_csv(run.file('train.csv')))
     write_json(Path(folder)/f'{name}.json', stated)
-    if run.file('layers.csv').exists(): write_csv(Path(folder)/f'{name}-layers.csv', read_csv(run.file('layers.csv')))
+    if run.file('layers.csv').exists():
+        write_csv(Path(folder)/f'{name}-layers.csv', read_csv(run.file('layers.csv')))
     return stated
 
 # %% ../nbs/01_model.ipynb #b2892637
 def zoo() -> pd.DataFrame:
-    "The networks that come with the package: what each was trained on, how, and its success rate on test images."
+    """The networks that come with the package: what each was trained on, how, and its success rate on test
+    images."""
     stated = {Path(str(f)).stem: read_json(f) for f in ZOO.iterdir() if f.name.endswith('.json')}
-    columns = ['arch', 'dataset', 'd', 'recipe', 'epochs', 'seed', 'hardware', 'test_images', 'test_success_rate']
-    return pd.DataFrame([{'name': n, **{c: s[c] for c in columns}} for n, s in sorted(stated.items())]).set_index('name')
+    columns = ['arch', 'dataset', 'd', 'recipe', 'epochs', 'seed', 'hardware', 'test_images',
+               'test_success_rate']
+    return pd.DataFrame([{'name': n, **{c: s[c] for c in columns}} for n,
+                         s in sorted(stated.items())]).set_index('name')
 
 # %% ../nbs/01_model.ipynb #cae092b6
 def load(name: str,           # as in `zoo()`, or its beginning
          device='cpu') -> nn.Module:
-    "A network that comes with the package, in evaluation mode; `.stated` says how it was trained and its test SR, `.table` holds its layers' table."
+    """A network that comes with the package, in evaluation mode; `.stated` says how it was trained and its
+    test SR, `.table` holds its layers' table."""
     there = [n for n in zoo().index if n == name or n.startswith(f'{name}-')]
-    if len(there) != 1: raise ParameterError(f'name: {name!r} means {"no network" if not there else " and ".join(there)}; it may be {", ".join(zoo().index)}')
+    if len(there) != 1:
+        raise ParameterError(f'name: {name!r} means {"no network" if not there else " and ".join(there)}; '
+                             f'it may be {", ".join(zoo().index)}')
     file = lambda end: Path(str(ZOO/f'{there[0]}{end}'))
     stated = read_json(file('.json'))
     net = get_model(stated['arch'], stated['K'], stated['d'], size=stated['size'], plan=stated['plan'])
@@ -214,7 +248,9 @@ def load(name: str,           # as in `zoo()`, or its beginning
 # %% ../nbs/01_model.ipynb #10fe303b
 def new_model(p: Parameters, K: int) -> nn.Module:
     "The network of these parameters before phase 1, or with the weights that they name."
-    if p.weights == 'pretrained' and K != 1000: raise ParameterError(f"weights: torchvision's tell 1,000 labels apart, {p.dataset} has {K}; it may be '' (train here) or a .safetensors file")
+    if p.weights == 'pretrained' and K != 1000:
+        raise ParameterError(f"weights: torchvision's tell 1,000 labels apart, {p.dataset} has {K}; it may "
+                             "be '' (train here) or a .safetensors file")
     return get_model(p.arch, K, p.d, p.seed, p.size, p.plan, p.weights)
 
 def model_of(run: Run, K: int) -> nn.Module:
@@ -222,7 +258,8 @@ def model_of(run: Run, K: int) -> nn.Module:
     path, p = run.file('model.safetensors'), run.params
     net = get_model(p.arch, K, p.d, size=224 if p.weights == 'pretrained' else p.size, plan=p.plan)
     if p.weights == 'pretrained': translated(net)
-    return put_weights(net, read_tensors(path)[0], path).to(run.device, memory_format=torch.channels_last).eval()
+    return put_weights(net, read_tensors(path)[0],
+                       path).to(run.device, memory_format=torch.channels_last).eval()
 
 # %% ../nbs/01_model.ipynb #28383a3f
 def phase1(run: Run, net: nn.Module) -> dict:
@@ -241,6 +278,7 @@ def trained(run: Run) -> nn.Module:
     with locked(run.path):
         if not run.file('model.safetensors').exists():
             tensors = phase1(run, new_model(run.params, run.data.K))
-            write_tensors(run.file('model.safetensors'), {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+            write_tensors(run.file('model.safetensors'),
+                          {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
             run.file('checkpoint.safetensors').unlink(missing_ok=True)
     return model_of(run, run.data.K)

@@ -19,18 +19,28 @@ from .data import Batches, FileSet, ImageSet
 from .figures import layer_figure, layers_figure
 from .filter import fields, filter_card, measure_layer, observe
 from .model import success_rate
-from .probe import Heads, PROBE_RECIPES, check_ridge, head_success, heads_of, layer_shapes, ridge_heads, train_heads
+from .probe import (Heads, PROBE_RECIPES, check_ridge, head_success, heads_of, layer_shapes,
+                          ridge_heads, train_heads)
 from .run import DlmechError, ParameterError, generator, get_device, one_of
 
 # %% ../nbs/03_network.ipynb #a7d1a1f1
 class Loader:
     "Batches `(x, y)` of any torch data set on a device, in an order that follows from seed and epoch."
     def __init__(self, data: Dataset, batch: int, device, shuffle: bool, seed: int = 0, **kwargs):
-        self.data, self.batch, self.device, self.shuffle, self.seed, self.kwargs, self.epoch = data, batch, device, shuffle, seed, kwargs, 0
+        self.data = data
+        self.batch = batch
+        self.device = device
+        self.shuffle = shuffle
+        self.seed = seed
+        self.kwargs = kwargs
+        self.epoch = 0
     def __len__(self): return -(-len(self.data) // self.batch)
-    def at(self, epoch: int) -> 'Loader': self.epoch = epoch; return self
+    def at(self, epoch: int) -> 'Loader':
+        self.epoch = epoch
+        return self
     def __iter__(self):
-        loader = DataLoader(self.data, self.batch, shuffle=self.shuffle, generator=generator(self.seed, 'order', self.epoch), **self.kwargs)
+        loader = DataLoader(self.data, self.batch, shuffle=self.shuffle,
+                            generator=generator(self.seed, 'order', self.epoch), **self.kwargs)
         for x, y in loader:
             x = x.to(self.device)
             yield x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, torch.as_tensor(y).to(self.device)
@@ -44,15 +54,18 @@ def as_batches(data,                  # Dataset, DataLoader, (images, labels), I
     if isinstance(data, DataLoader):
         kwargs = dict(num_workers=data.num_workers, collate_fn=data.collate_fn)
         data, batch = data.dataset, data.batch_size or batch
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data): data = TensorDataset(*data)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+        data = TensorDataset(*data)
     if not (hasattr(data, '__len__') and hasattr(data, '__getitem__')):
-        raise ParameterError(f'a data set may be a torch Dataset, a DataLoader over one, or a pair of tensors (images, labels), not a {type(data).__name__}')
+        raise ParameterError('a data set may be a torch Dataset, a DataLoader over one, or a pair of '
+                             f'tensors (images, labels), not a {type(data).__name__}')
     if len(data) == 0: raise ParameterError('the data set has no images')
     return Loader(data, batch, device, shuffle, seed, **kwargs)
 
 # %% ../nbs/03_network.ipynb #e0d07e91
 class Measurement:
-    "What every filter of a network does: `.layers`, `.filters(layer)`, `.fields(layer)`, `.card(layer, filter)`; layers by number or module path."
+    """What every filter of a network does: `.layers`, `.filters(layer)`, `.fields(layer)`, `.card(layer,
+    filter)`; layers by number or module path."""
     def __init__(self, names, threshold, pictures, layers: pd.DataFrame, parts: dict):
         self.names, self.threshold, self.pictures = names, threshold, pictures
         self.layers = layers     # a row for each layer, as in layers.csv
@@ -70,12 +83,15 @@ class Measurement:
         means, head, *_ = self.part(layer)
         return fields(means, head)
     def card(self, layer, filter: int):
-        "One figure: the filter's matrix three ways, its clusters by name, its noise, the images that drive it most."
+        """One figure: the filter's matrix three ways, its clusters by name, its noise, the images that drive
+        it most."""
         means, head, responses, table = self.part(layer)
-        if filter not in range(len(table)): raise ParameterError(f'filter: there is no {filter!r}; it may be 0 to {len(table)-1}')
+        if filter not in range(len(table)):
+            raise ParameterError(f'filter: there is no {filter!r}; it may be 0 to {len(table)-1}')
         top = {k: getattr(responses, f'top_{k}')[filter] for k in ('field', 'image', 'output')}
         M = fields(means[:, filter:filter+1], head[:, filter:filter+1])[0]
-        return filter_card(M, table.iloc[filter], self.names, self.threshold, top, self.pictures, f'{layer}, filter {filter}')
+        return filter_card(M, table.iloc[filter], self.names, self.threshold, top, self.pictures,
+                           f'{layer}, filter {filter}')
     def figure(self):
         "The curves of SR, SNR, Nc, Cs and n against the layer."
         return layers_figure(self.layers)
@@ -84,7 +100,8 @@ class Measurement:
         return layer_figure(self.filters(layer), self.names, str(layer))
     def _repr_html_(self) -> str:
         fig, png = self.figure(), io.BytesIO()
-        fig.savefig(png, dpi=100); plt.close(fig)
+        fig.savefig(png, dpi=100)
+        plt.close(fig)
         return f'{self.layers.round(3)._repr_html_()}<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 
 # %% ../nbs/03_network.ipynb #9b667adc
@@ -112,15 +129,19 @@ def on_device(net: nn.Module, device):
 
 # %% ../nbs/03_network.ipynb #94f9e91f
 def output_count(net: nn.Module, batches) -> tuple[int, Tensor]:
-    "How many labels the network tells apart, and a first batch of images; an error if a label is not among them."
+    """How many labels the network tells apart, and a first batch of images; an error if a label is not among
+    them."""
     x, y = next(iter(batches))
     with evaluating(net), torch.no_grad(): out = net(x)
-    if not isinstance(out, Tensor) or out.ndim != 2: raise DlmechError('model: it should answer with a (B, K) tensor, an output for each label')
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        raise DlmechError('model: it should answer with a (B, K) tensor, an output for each label')
     return out.shape[1], x
 
 def check_labels_fit(y: Tensor, K: int) -> None:
     "An error if a label has no output."
-    if y.min() < 0 or y.max() >= K: raise DlmechError(f'the data has labels from {int(y.min())} to {int(y.max())}, but the network has {K} outputs, 0 to {K-1}')
+    if y.min() < 0 or y.max() >= K:
+        raise DlmechError(f'the data has labels from {int(y.min())} to {int(y.max())}, but the network has '
+                          f'{K} outputs, 0 to {K-1}')
 
 # %% ../nbs/03_network.ipynb #98210971
 class Checked:
@@ -128,9 +149,13 @@ class Checked:
     def __init__(self, batches, K): self.batches, self.K = batches, K
     def __len__(self): return len(self.batches)
     def __getattr__(self, name): return getattr(self.batches, name)
-    def at(self, epoch): self.batches.at(epoch); return self
+    def at(self, epoch):
+        self.batches.at(epoch)
+        return self
     def __iter__(self):
-        for x, y in self.batches: check_labels_fit(y, self.K); yield x, y
+        for x, y in self.batches:
+            check_labels_fit(y, self.K)
+            yield x, y
 
 # %% ../nbs/03_network.ipynb #74695088
 def fit_any(net, paths, data, recipe: str, K: int, batch: int, device, seed: int):
@@ -139,10 +164,13 @@ def fit_any(net, paths, data, recipe: str, K: int, batch: int, device, seed: int
         source = data.dataset if isinstance(data, DataLoader) else TensorDataset(*data) if isinstance(data, (tuple, list)) else data
         n = max(1, len(source) // 20)
         if isinstance(source, (ImageSet, FileSet)):
-            order = torch.randperm(len(source), generator=generator(seed, 'validation')); rest, valid = source.at(order[n:]), source.at(order[:n])
+            order = torch.randperm(len(source), generator=generator(seed, 'validation'))
+            rest, valid = source.at(order[n:]), source.at(order[:n])
         else: rest, valid = random_split(source, [len(source)-n, n], generator=generator(seed, 'validation'))
-        return ridge_heads(net, paths, Checked(as_batches(rest, batch, device), K), Checked(as_batches(valid, batch, device), K), K)
-    return train_heads(net, paths, Checked(as_batches(data, batch, device, shuffle=True, seed=seed), K), K, PROBE_RECIPES[recipe], seed)
+        return ridge_heads(net, paths, Checked(as_batches(rest, batch, device), K),
+                           Checked(as_batches(valid, batch, device), K), K)
+    return train_heads(net, paths, Checked(as_batches(data, batch, device, shuffle=True, seed=seed), K), K,
+                       PROBE_RECIPES[recipe], seed)
 
 # %% ../nbs/03_network.ipynb #f0a1b2c1
 def chosen_layers(net: nn.Module, layers, x: Tensor) -> list[str]:
@@ -155,7 +183,8 @@ def chosen_layers(net: nn.Module, layers, x: Tensor) -> list[str]:
 def measure(model: nn.Module,         # a trained network that answers with (B, K); given back as it came
             train,                    # labelled images for the heads: Dataset, DataLoader or (images, labels)
             test,                     # labelled images for the fields and the success rates
-            layers: list[str] = None, # paths, as layer4 or layer4@1x1 (pooled to that); None: found by looking
+            # paths, as layer4 or layer4@1x1 (pooled to that); None: found by looking
+            layers: list[str] = None,
             names: list[str] = None,  # of the labels; None: as the data set has them
             recipe: str = 'fast',     # how to train the heads: fast, paper, ridge
             threshold: float = .3,    # a normalised field above it counts
@@ -164,7 +193,8 @@ def measure(model: nn.Module,         # a trained network that answers with (B, 
             device = None,            # where to compute; None: where the network is
             heads: Heads = None       # trained before, or `own_head`; None: train them now
            ) -> Measurement:
-    "Measures what every filter of a network does (phases 2 and 3 of P1 and P2), on any two labelled data sets."
+    """Measures what every filter of a network does (phases 2 and 3 of P1 and P2), on any two labelled data
+    sets."""
     one_of('recipe', recipe, [*PROBE_RECIPES, 'ridge'])
     with on_device(model, device) as (net, device):
         batch = batch or (250 if recipe == 'ridge' else PROBE_RECIPES[recipe].batch)
@@ -177,14 +207,16 @@ def measure(model: nn.Module,         # a trained network that answers with (B, 
         success = head_success(net, heads, images)
         seen = observe(net, paths, images, K, heads)
     source = images.data
-    names = list(names or getattr(source, 'names', None) or getattr(source, 'classes', None) or map(str, range(K)))
+    names = list(names or getattr(source, 'names', None) or getattr(source, 'classes', None)
+                 or map(str, range(K)))
     if len(names) != K: raise ParameterError(f'names: {len(names)} names for {K} labels')
     rows, parts = [], {}
     for n, p in enumerate(paths, 1):
         (sums, responses), weight = seen[p], heads.weight(p)
         means = sums.means()
         filters, row = measure_layer(means, weight, responses.wins, threshold)
-        rows.append({'layer': n, 'name': p, 'filters': row.pop('filters'), 'dead': row.pop('dead'), 'success_rate': success[p], **row})
+        rows.append({'layer': n, 'name': p, 'filters': row.pop('filters'), 'dead': row.pop('dead'),
+                     'success_rate': success[p], **row})
         parts[p] = means, weight, responses, filters
     return Measurement(names, threshold, Pictures(source), pd.DataFrame(rows), parts)
 
@@ -194,12 +226,16 @@ def own_head(model: nn.Module,  # answers with (B, K) through a linear layer
              path: str,         # the layer that it reads
              x: Tensor          # a few images (B, 3, H, W)
             ) -> Heads:
-    "The network's own FC layer as the head of the layer at `path`; an error if it does not read that layer directly."
+    """The network's own FC layer as the head of the layer at `path`; an error if it does not read that layer
+    directly."""
     linear = next((m for _, m, *_ in reversed(module_calls(model, x)) if isinstance(m, nn.Linear)), None)
     with Trunk(model, [path]) as trunk: maps = trunk(x)[path]                            # (B, C, h, w)
-    if linear is not None and linear.in_features == maps.shape[1]: path, maps = f'{path.split("@")[0]}@1x1', maps.mean((2, 3), keepdim=True)
+    if linear is not None and linear.in_features == maps.shape[1]:
+        path, maps = f'{path.split("@")[0]}@1x1', maps.mean((2, 3), keepdim=True)
     if linear is not None and linear.in_features == maps[0].numel():
         with evaluating(model): out = model(x)
-        if torch.allclose(F.linear(maps.flatten(1), linear.weight, linear.bias), out, rtol=1e-3, atol=1e-3 * float(out.abs().max())):
+        if torch.allclose(F.linear(maps.flatten(1), linear.weight, linear.bias), out, rtol=1e-3,
+                          atol=1e-3 * float(out.abs().max())):
             return heads_of({path: linear.weight.reshape(-1, *maps.shape[1:]).clone()})
-    raise DlmechError(f'{path}: the network does not answer by one linear layer on its maps, so it has no head of its own')
+    raise DlmechError(f'{path}: the network does not answer by one linear layer on its maps, so it has no '
+                      'head of its own')

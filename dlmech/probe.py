@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from .arch import Trunk
 from .data import Batches
-from .model import asked_layers, load_checkpoint, mixed, new_model, save_checkpoint, start, success_rate, trained
-from .run import DlmechError, Run, generator, locked, progress, read_csv, read_tensors, write_csv, write_tensors
+from .model import (asked_layers, load_checkpoint, mixed, new_model, save_checkpoint, start,
+                          success_rate, trained)
+from .run import (DlmechError, Run, generator, locked, progress, read_csv, read_tensors, write_csv,
+                        write_tensors)
 
 # %% ../nbs/02_probe.ipynb #3b8d6f3e
 class Heads(nn.Module):
@@ -61,8 +63,10 @@ PROBE_RECIPES = {'paper': ProbeRecipe(200, 100, .01, 'sgd', .975, 1e-3, .975),
 def head_optimizer(heads: Heads, r: ProbeRecipe, feats: dict[str, Tensor] # of the first batch
                   ):
     "The recipe's optimizer with a group for each head, and its peak learning rate as `lr_peak`."
-    unit = {p: 1. if r.optimizer == 'sgd' else 1 / max(f.float().abs().flatten(1).sum(1).mean().item(), 1e-12) for p, f in feats.items()}
-    groups = [dict(params=[w], lr=r.lr*unit[p], lr_peak=r.lr*unit[p]) for p, w in zip(heads.paths, heads.weights)]
+    unit = {p: 1. if r.optimizer == 'sgd' else 1 / max(f.float().abs().flatten(1).sum(1).mean().item(),
+                                                       1e-12) for p, f in feats.items()}
+    groups = [dict(params=[w], lr=r.lr*unit[p], lr_peak=r.lr*unit[p]) for p,
+              w in zip(heads.paths, heads.weights)]
     if r.optimizer == 'adam': return torch.optim.Adam(groups, weight_decay=r.weight_decay)
     return torch.optim.SGD(groups, momentum=r.momentum, nesterov=True, weight_decay=r.weight_decay)
 
@@ -80,7 +84,8 @@ def train_heads(net: nn.Module,      # the trained network; stays as it is
                ) -> Heads:
     "A head for each layer, trained together from one pass of the frozen trunk over each batch (phase 2)."
     heads, opt, log = None, None, []
-    with Trunk(net, paths) as trunk, progress(desc='phase 2', total=r.epochs*len(batches), unit='step') as bar:
+    with Trunk(net, paths) as trunk, progress(desc='phase 2', total=r.epochs*len(batches),
+                                              unit='step') as bar:
         while len(log) < r.epochs:
             epoch, loss_sum, n = len(log)+1, 0., 0
             for i, (x, y) in enumerate(batches.at(epoch) if hasattr(batches, 'at') else batches):
@@ -90,10 +95,14 @@ def train_heads(net: nn.Module,      # the trained network; stays as it is
                     opt = head_optimizer(heads, r, feats)
                     if checkpoint and checkpoint.exists():
                         log = load_checkpoint(checkpoint, heads, opt)
-                        bar.update(len(log)*len(batches)); break
-                for g in opt.param_groups: g['lr'] = g['lr_peak'] * head_lr_factor(r, epoch - 1 + i/len(batches))
+                        bar.update(len(log)*len(batches))
+                        break
+                for g in opt.param_groups:
+                    g['lr'] = g['lr_peak'] * head_lr_factor(r, epoch - 1 + i/len(batches))
                 loss = sum(F.cross_entropy(out, y) for out in heads(feats))
-                opt.zero_grad(); loss.backward(); opt.step()
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
                 loss_sum, n = loss_sum + loss.detach() / len(paths), n + 1
                 bar.update()
                 if i % 20 == 0: bar.set_postfix(epoch=epoch, loss=f'{loss_sum/n:.3f}', refresh=False)
@@ -122,21 +131,26 @@ def check_ridge(shapes: dict[str, tuple]) -> None:
     "A `DlmechError` for the first layer that is too large for a ridge head."
     for p, shape in shapes.items():
         if (D := torch.Size(shape).numel()) > RIDGE_INPUTS:
-            raise DlmechError(f'recipe: {p} has {D:,} inputs; ridge takes layers of up to {RIDGE_INPUTS:,}, others need fast or paper')
+            raise DlmechError(f'recipe: {p} has {D:,} inputs; ridge takes layers of up to {RIDGE_INPUTS:,}, '
+                              'others need fast or paper')
 
 # %% ../nbs/02_probe.ipynb #1df83af9
 @torch.no_grad()
-def ridge_solutions(net: nn.Module, paths: list[str], batches, K: int) -> dict[str, Tensor]: # {path: (L, K, C, h, w)}
+def ridge_solutions(net: nn.Module, paths: list[str], batches,
+                    K: int) -> dict[str, Tensor]:  # {path: (L, K, C, h, w)}
     "The ridge heads of each layer for all penalties, from one pass over `batches`."
     grams, cross, shapes = {}, {}, {}
     with Trunk(net, paths) as trunk:
         for x, y in progress(batches, 'phase 2 (ridge)', unit='batch'):
             target = F.one_hot(y, K).double() - 1/K                                  # (B, K)
             for p, f in trunk(x).items():
-                if p not in grams: shapes[p] = tuple(f.shape[1:]); check_ridge({p: shapes[p]})
+                if p not in grams:
+                    shapes[p] = tuple(f.shape[1:])
+                    check_ridge({p: shapes[p]})
                 f = f.double().flatten(1)                                            # (B, D)
                 grams[p], cross[p] = grams.get(p, 0) + f.T @ f, cross.get(p, 0) + f.T @ target
-    return {p: torch.stack([solve(grams[p], cross[p], penalty).T.reshape(K, *shapes[p]) for penalty in PENALTIES]).float() for p in paths}
+    return {p: torch.stack([solve(grams[p], cross[p], penalty).T.reshape(K, *shapes[p])
+                            for penalty in PENALTIES]).float() for p in paths}
 
 def solve(gram: Tensor, cross: Tensor, penalty: float) -> Tensor: # (D, D), (D, K) -> (D, K)
     "The ridge solution; the penalty is in units of the Gram matrix's mean eigenvalue."
@@ -162,10 +176,13 @@ def heads_of(weights: dict[str, Tensor]) -> Heads: # {path: (K, C, h, w)}
 def fit_heads(run: Run, net: nn.Module, paths: list[str]) -> Heads:
     "New heads for these layers of the run's network, by the run's recipe."
     p, data = run.params, run.data
-    if p.recipe == 'ridge': return ridge_heads(net, paths, Batches(data.train, 250, run.device), Batches(data.valid, 250, run.device), data.K)
+    if p.recipe == 'ridge':
+        return ridge_heads(net, paths, Batches(data.train, 250, run.device),
+                           Batches(data.valid, 250, run.device), data.K)
     r = PROBE_RECIPES[p.recipe]
     batches = Batches(data.train, r.batch, run.device, shuffle=True, shift=4, flip=data.flip, seed=p.seed + 1)
-    checkpoint = run.file('checkpoint-heads-' + '+'.join(path.split('.')[-1] for path in paths) + '.safetensors')
+    checkpoint = run.file('checkpoint-heads-' + '+'.join(path.split('.')[-1]
+                                                         for path in paths) + '.safetensors')
     heads = train_heads(net, paths, batches, data.K, r, p.seed, checkpoint)
     checkpoint.unlink(missing_ok=True)
     return heads
@@ -173,14 +190,18 @@ def fit_heads(run: Run, net: nn.Module, paths: list[str]) -> Heads:
 # %% ../nbs/02_probe.ipynb #dd645af6
 def probe_table(run: Run, net: nn.Module, heads: Heads) -> pd.DataFrame:
     "A row for each head: layer, name, inputs, recipe, and its success rate on training and test images."
-    train_sr, test_sr = (head_success(net, heads, Batches(s, 250, run.device)) for s in (run.data.train, run.data.test))
-    return pd.DataFrame([dict(layer=run.layers.index(p)+1, name=p, inputs=heads.weight(p)[0].numel(), recipe=run.params.recipe,
-                              train_success_rate=train_sr[p], test_success_rate=test_sr[p]) for p in heads.paths])
+    train_sr, test_sr = (head_success(net, heads, Batches(s, 250, run.device))
+                         for s in (run.data.train, run.data.test))
+    return pd.DataFrame([dict(layer=run.layers.index(p)+1, name=p, inputs=heads.weight(p)[0].numel(),
+                              recipe=run.params.recipe,
+                              train_success_rate=train_sr[p], test_success_rate=test_sr[p])
+                              for p in heads.paths])
 
 # %% ../nbs/02_probe.ipynb #a4f66666
 def merge_rows(path: Path, new: pd.DataFrame, by=('layer',) # columns
               ) -> pd.DataFrame:
-    "The table at `path` with the rows `new`, which replace those of the same layer (or the same `by`); written, and sorted so."
+    """The table at `path` with the rows `new`, which replace those of the same layer (or the same `by`);
+    written, and sorted so."""
     old, by = read_csv(path) if path.exists() else new[:0], list(by)
     kept = old[~pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(new[by]))]
     table = pd.concat([t for t in (kept, new) if len(t)]).sort_values(by, ignore_index=True, kind='stable')
@@ -190,10 +211,13 @@ def merge_rows(path: Path, new: pd.DataFrame, by=('layer',) # columns
 # %% ../nbs/02_probe.ipynb #45389154
 def probed(run: Run, layers: list[int] # numbers
           ) -> tuple[nn.Module, Heads]:
-    "The run's network and a head for each of these layers, from the run's folder as far as it has them (phase 2)."
+    """The run's network and a head for each of these layers, from the run's folder as far as it has them
+    (phase 2)."""
     paths = [run.layers[n-1] for n in layers]
     file = {p: run.file(f'head-{n}.safetensors') for n, p in zip(layers, paths)}
-    if run.params.recipe == 'ridge': check_ridge(layer_shapes(new_model(replace(run.params, weights=''), run.data.K), paths, torch.zeros(1, 3, run.params.size, run.params.size)))
+    if run.params.recipe == 'ridge':
+        check_ridge(layer_shapes(new_model(replace(run.params, weights=''), run.data.K), paths,
+                                 torch.zeros(1, 3, run.params.size, run.params.size)))
     net = trained(run)
     with locked(run.path):
         missing = [p for p in paths if not file[p].exists()]

@@ -10,14 +10,16 @@ import base64, html, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from .explore import Opened, as_png, cluster_labels, curves_view, filter_view, images_view, open_finished
+from .explore import (Opened, as_png, cluster_labels, curves_view, filter_view, images_view,
+                            open_finished)
 from .figures import card_text
 from .run import progress
 
 # %% ../nbs/06_report.ipynb #4e745209
 @contextmanager
 def whole_folder(path: Path):
-    "Gives a folder beside `path` to write to; on leaving, it becomes `path`; after an exception it is gone and `path` as it was."
+    """Gives a folder beside `path` to write to; on leaving, it becomes `path`; after an exception it is gone
+    and `path` as it was."""
     beside, old = (path.with_name(f'.{path.name}.{end}{os.getpid()}') for end in ('', 'old'))
     beside.mkdir(parents=True)
     try:
@@ -34,7 +36,8 @@ th{cursor:pointer;background:#f3f3f3;position:sticky;top:0} nav{margin-bottom:1e
 
 def page(title: str, body: str) -> str:
     "An HTML page; `body` is HTML."
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            'content="width=device-width">'
             f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>{body}</body></html>\n')
 
 def picture(png: bytes, what: str) -> str:
@@ -51,7 +54,8 @@ document.querySelectorAll('th').forEach(th => th.onclick = () => {
 });
 </script>'''
 
-COLUMNS = {'snr': 'SNR', 'n_clusters': 'clusters', 'n_labels': 'labels', 'noise': 'noise', 'internal_noise': 'internal', 'external_noise': 'external', 'max_field': 'largest field'}
+COLUMNS = {'snr': 'SNR', 'n_clusters': 'clusters', 'n_labels': 'labels', 'noise': 'noise',
+           'internal_noise': 'internal', 'external_noise': 'external', 'max_field': 'largest field'}
 
 def table_html(run: Opened, n: int) -> str:
     "A layer's filters as a table that sorts, each with a link to its page."
@@ -59,7 +63,9 @@ def table_html(run: Opened, n: int) -> str:
     for row in run.layer(n).table.itertuples():
         found = '; '.join(', '.join(run.names[i] for i in labels) for labels in cluster_labels(row))
         numbers = ''.join(f'<td>{getattr(row, c):.4g}</td>' for c in COLUMNS)
-        rows.append(f'<tr><td data-v="{row.filter}"><a href="{n}/{row.filter}.html">{row.filter}</a></td>{numbers}<td class="text">{html.escape(found)}</td></tr>')
+        rows.append(f'<tr><td data-v="{row.filter}"><a '
+                    f'href="{n}/{row.filter}.html">{row.filter}</a></td>{numbers}<td '
+                    f'class="text">{html.escape(found)}</td></tr>')
     head = ''.join(f'<th>{h}</th>' for h in ('filter', *COLUMNS.values()))
     return f'<div class="wide"><table><thead><tr>{head}<th class="text">clusters by label</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
@@ -67,28 +73,39 @@ def table_html(run: Opened, n: int) -> str:
 def filter_page(run: Opened, n: int, f: int,
                 figures: dict    # figures to draw on again: one page's are the next one's
                ) -> str:
-    "One filter's page: its row in words, its matrix three ways, the images that drive it most, its map over them."
+    """One filter's page: its row in words, its matrix three ways, the images that drive it most, its map over
+    them."""
     last, row = len(run.layer(n).table) - 1, run.layer(n).table.iloc[f]
     views = []
-    for name, view, what in (('matrix', filter_view, 'field matrix: as it is, clipped, clusters first'), ('images', images_view, 'images with the largest fields, and the map over them')):
+    for name, view, what in (('matrix', filter_view, 'field matrix: as it is, clipped, clusters first'),
+                             ('images', images_view,
+                              'images with the largest fields, and the map over them')):
         figures[name] = view(run, n, f, fig=figures.get(name))
         views.append(picture(as_png(figures[name]), what))
-    links = [f'<a href="{g}.html">{text}</a>' for g, text in ((f-1, '← filter before'), (f+1, 'next filter →')) if 0 <= g <= last]
+    links = [f'<a href="{g}.html">{text}</a>' for g, text in ((f-1, '← filter before'),
+                                                              (f+1, 'next filter →')) if 0 <= g <= last]
     said = html.escape(card_text(row, run.names)).replace('\n', '<br>')
-    return page(f'layer {n}, filter {f}', f'<nav>{" · ".join(["<a href=../index.html>" + html.escape(run.path.name) + "</a>", *links])}</nav>'
-                                         f'<h1>Layer {n}, filter {f}</h1><p>{said}<br>SNR {row.snr:.3g}</p>{views[0]}<h2>Images that drive it most</h2>{views[1]}')
+    return page(f'layer {n}, filter {f}',
+                f'<nav>{" · ".join(["<a href=../index.html>" + html.escape(run.path.name) + "</a>", *links])}</nav>'
+                                         f'<h1>Layer {n}, filter {f}</h1><p>{said}<br>SNR '
+                                         f'{row.snr:.3g}</p>{views[0]}<h2>Images that drive it '
+                                         f'most</h2>{views[1]}')
 
 # %% ../nbs/06_report.ipynb #1e0d32f7
 def index_page(run: Opened, layers: list[int]) -> str:
     "The report's first page: the layers' curves, and a table of filters for each layer."
     p = run.params
-    parts = [f'<h1>{html.escape(run.path.name)}</h1><p>{p.arch} on {html.escape(p.dataset)}, K = {run.K}; fields averaged over the {p.images} images, threshold {p.threshold:g}.</p>',
+    parts = [f'<h1>{html.escape(run.path.name)}</h1><p>{p.arch} on {html.escape(p.dataset)}, K = {run.K}; '
+             f'fields averaged over the {p.images} images, threshold {p.threshold:g}.</p>',
              picture(as_png(curves_view(run, None)), 'SR, SNR, Nc, Cs and n against the layer'),
-             '<p>Solid: all filters; dashed: those with a cluster.</p>', '<p>' + ' · '.join(f'<a href="#layer{n}">layer {n}</a>' for n in layers) + '</p>']
+             '<p>Solid: all filters; dashed: those with a cluster.</p>',
+             '<p>' + ' · '.join(f'<a href="#layer{n}">layer {n}</a>' for n in layers) + '</p>']
     for n in layers:
         row = run.curves.set_index('layer').loc[n]
-        parts.append(f'<h2 id="layer{n}">Layer {n} ({html.escape(str(row["name"]))})</h2><p>success rate {row.success_rate:.4f}, SNR {row.snr:.3g}, '
-                     f'Nc {row.n_clusters:.3g}, Cs {row.cluster_size:.3g}, n {row.noise:.3g}; {int(row.filters)} filters, {int(row.dead)} dead</p>{table_html(run, n)}')
+        parts.append(f'<h2 id="layer{n}">Layer {n} ({html.escape(str(row["name"]))})</h2><p>success rate '
+                     f'{row.success_rate:.4f}, SNR {row.snr:.3g}, '
+                     f'Nc {row.n_clusters:.3g}, Cs {row.cluster_size:.3g}, n {row.noise:.3g}; '
+                     f'{int(row.filters)} filters, {int(row.dead)} dead</p>{table_html(run, n)}')
     return page(run.path.name, ''.join(parts) + SORT)
 
 # %% ../nbs/06_report.ipynb #aa3cccb6
@@ -99,6 +116,7 @@ def report(run: Opened # a finished run
     pages = [(n, f) for n in layers for f in range(len(run.layer(n).table))]
     with whole_folder(run.tables/'report') as folder:
         for n in layers: (folder/str(n)).mkdir()
-        for n, f in progress(pages, 'report', unit='filter'): (folder/str(n)/f'{f}.html').write_text(filter_page(run, n, f, figures), encoding='utf-8')
+        for n, f in progress(pages, 'report', unit='filter'):
+            (folder/str(n)/f'{f}.html').write_text(filter_page(run, n, f, figures), encoding='utf-8')
         (folder/'index.html').write_text(index_page(run, layers), encoding='utf-8')
     return run.tables/'report'/'index.html'

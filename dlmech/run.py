@@ -43,7 +43,8 @@ def one_of(name: str,  # the parameter, as the user knows it
     raise ParameterError(f"{name}: there is no {value!r}; it may be {', '.join(map(str, choices))}")
 
 # %% ../nbs/00_run.ipynb #b9bdde19
-UMASK = os.umask(0); os.umask(UMASK) # what the user wants new files to be; safetensors makes them private
+UMASK = os.umask(0)
+os.umask(UMASK)  # what the user wants new files to be; safetensors makes them private
 
 @contextmanager
 def whole(path: str|Path  # where the file is to appear
@@ -76,7 +77,8 @@ def write_tensors(path, tensors: dict, **about):
 # %% ../nbs/00_run.ipynb #76a7878a
 def damaged(path, why) -> DlmechError:
     "The error for a file that cannot be read."
-    return DlmechError(f'{path} is damaged ({str(why).splitlines()[0]}); delete it and run again, it will be made anew')
+    return DlmechError(f'{path} is damaged ({str(why).splitlines()[0]}); delete it and run again, it will '
+                       'be made anew')
 
 def read_json(path) -> dict:
     "The object in the JSON file at `path`."
@@ -85,7 +87,9 @@ def read_json(path) -> dict:
 
 def read_csv(path) -> pd.DataFrame:
     "The table at `path`; lists such as `sizes` and `labels` stay strings, '' where they are empty."
-    try: return pd.read_csv(path, dtype={'sizes': str, 'labels': str}).pipe(lambda t: t.fillna({c: '' for c in ('sizes', 'labels') if c in t}))
+    try:
+        return pd.read_csv(path, dtype={'sizes': str,
+                                        'labels': str}).pipe(lambda t: t.fillna({c: '' for c in ('sizes', 'labels') if c in t}))
     except (ValueError, pd.errors.ParserError) as e: raise damaged(path, e) from None
 
 def read_tensors(path) -> tuple[dict, dict]:
@@ -98,7 +102,8 @@ def read_tensors(path) -> tuple[dict, dict]:
 # %% ../nbs/00_run.ipynb #bcc57a97
 @contextmanager
 def tensor_in_parts(path, name: str, shape: tuple):
-    "Gives a function that appends float64 arrays; together they are the tensor `name` of that shape at `path`, whole."
+    """Gives a function that appends float64 arrays; together they are the tensor `name` of that shape at
+    `path`, whole."""
     n = 8 * int(np.prod(shape))
     header = json.dumps({name: dict(dtype='F64', shape=list(shape), data_offsets=[0, n])}).encode()
     header += b' ' * (-len(header) % 8)
@@ -106,7 +111,8 @@ def tensor_in_parts(path, name: str, shape: tuple):
         f.write(len(header).to_bytes(8, 'little') + header)
         yield lambda part: f.write(np.ascontiguousarray(part, dtype='<f8').tobytes())
         f.flush()
-        if f.tell() != 8 + len(header) + n: raise DlmechError(f'{path}: {f.tell()} bytes were written where {shape} numbers were promised')
+        if f.tell() != 8 + len(header) + n:
+            raise DlmechError(f'{path}: {f.tell()} bytes were written where {shape} numbers were promised')
 
 def read_part(path, name: str, index) -> torch.Tensor:
     "`tensor[index]` of the tensor `name` at `path`; only that part is read."
@@ -145,7 +151,8 @@ def progress(it: Iterable = None, # what to go through
 @dataclass
 class Parameters:
     "What a phase notebook can be asked; the same names in every phase."
-    arch: str = 'vgg16'       # the network: vgg6, vgg11, vgg16, avgg6, avgg8, avgg13, avgg14, avgg16, efficientnet_b0, or any of torchvision's
+    # the network: vgg6, vgg16, avgg16 (and so on), efficientnet_b0, or any of torchvision's
+    arch: str = 'vgg16'
     dataset: str = 'digits'   # the images: digits, cifar10, cifar100, fashion-mnist, imagenet, folder:PATH
     layer: int|str = 'last'   # which layer: its number from 1, its module path, last, or all
     labels: int|str|list = 'all'  # which labels: all, how many (drawn by seed), or a list as in "0,3,5"
@@ -164,10 +171,12 @@ class Parameters:
 
 # %% ../nbs/00_run.ipynb #7e73e32d
 def check_int(name, value, low):
-    "`value` as an int of at least `low`; whole floats and digit strings pass, as papermill's -r and -y bring them."
+    """`value` as an int of at least `low`; whole floats and digit strings pass, as papermill's -r and -y
+    bring them."""
     try: ok = not isinstance(value, bool) and float(value) == int(float(value)) >= low
     except (TypeError, ValueError, OverflowError): ok = False
-    if not ok: raise ParameterError(f'{name}: {value!r} is not possible; it may be a whole number from {low} on')
+    if not ok:
+        raise ParameterError(f'{name}: {value!r} is not possible; it may be a whole number from {low} on')
     return int(float(value))
 
 # %% ../nbs/00_run.ipynb #3dc2c6e0
@@ -180,33 +189,40 @@ def check_labels(value) -> str|int|list[int]:
             if len(set(map(int, value))) >= 2: return sorted({int(v) for v in value})
         elif value == int(value) >= 2: return int(value)
     except (TypeError, ValueError): pass
-    raise ParameterError(f'labels: {value!r} is not possible; it may be all, a number from 2 on, or a list as in "0,3,5"')
+    raise ParameterError(f'labels: {value!r} is not possible; it may be all, a number from 2 on, or a list '
+                         'as in "0,3,5"')
 
 # %% ../nbs/00_run.ipynb #2f47b294
 def check_parameters(p: Parameters) -> Parameters:
     "`p` with every value of the right type and range; a `ParameterError` for the first that is not."
-    for name, low in dict(d=0, seed=0, epochs=0, size=0).items(): setattr(p, name, check_int(name, getattr(p, name), low))
+    for name, low in dict(d=0, seed=0, epochs=0, size=0).items():
+        setattr(p, name, check_int(name, getattr(p, name), low))
     p.labels = check_labels(p.labels)
-    one_of('recipe', p.recipe, ['paper', 'fast', 'ridge']); one_of('images', p.images, ['test', 'train'])
+    one_of('recipe', p.recipe, ['paper', 'fast', 'ridge'])
+    one_of('images', p.images, ['test', 'train'])
     try: p.threshold = float(p.threshold)
     except (TypeError, ValueError): p.threshold = float('nan')
     if not 0 < p.threshold < 1: raise ParameterError('threshold: it may be a number between 0 and 1, as 0.3')
     for name in ('runs', 'root', 'arch', 'dataset', 'device', 'plan', 'weights'):
-        if not isinstance(getattr(p, name), (str, Path)): raise ParameterError(f'{name}: {getattr(p, name)!r} is not text')
+        if not isinstance(getattr(p, name), (str, Path)):
+            raise ParameterError(f'{name}: {getattr(p, name)!r} is not text')
     return p
 
 # %% ../nbs/00_run.ipynb #e2a99e19
 def check_injected(cells: list[str]  # the source of every cell run so far, in order
                   ) -> None:
-    "A `ParameterError` if papermill injected a name that is no parameter, or injected where it has no effect."
+    """A `ParameterError` if papermill injected a name that is no parameter, or injected where it has no
+    effect."""
     injected = [(i, c) for i, c in enumerate(cells) if c.startswith('# Parameters')]
     if not injected: return
     if injected[0][0] == 0 and len(cells) > 1:
-        raise ParameterError('parameters: the notebook has lost its parameter cell (tag "parameters"), so no value would take effect')
+        raise ParameterError('parameters: the notebook has lost its parameter cell (tag "parameters"), so '
+                             'no value would take effect')
     known = [f.name for f in dataclass_fields(Parameters)]
     names = [t.id for s in ast.parse(injected[-1][1]).body if isinstance(s, ast.Assign) for t in s.targets]
     for name in names:
-        if name not in known: raise ParameterError(f'{name}: there is no such parameter; there are {", ".join(known)}')
+        if name not in known:
+            raise ParameterError(f'{name}: there is no such parameter; there are {", ".join(known)}')
 
 # %% ../nbs/00_run.ipynb #3cd736ed
 def cells_run() -> list[str]:
@@ -230,7 +246,8 @@ def notebooks_folder() -> Path:
     "Where this installation's notebooks are."
     for folder in (PACKAGE/'notebooks', PACKAGE.parent/'nbs'):
         if (folder/'03_filter.ipynb').exists(): return folder
-    raise DlmechError(f'the notebooks are neither in {PACKAGE/"notebooks"} nor in {PACKAGE.parent/"nbs"}; install dlmech again')
+    raise DlmechError(f'the notebooks are neither in {PACKAGE/"notebooks"} nor in {PACKAGE.parent/"nbs"}; '
+                      'install dlmech again')
 
 # %% ../nbs/00_run.ipynb #31c73d5f
 def native_size(dataset: str) -> int:
@@ -245,7 +262,8 @@ def run_name(p: Parameters) -> str:
         data = f'folder-{path.name}-{sha256(str(path).encode()).hexdigest()[:6]}'
     labels = {'all': ''}.get(p.labels, f'-K{p.labels}') if not isinstance(p.labels, list) else '-labels' + '+'.join(map(str, p.labels))
     weights = '' if p.weights in ('', 'pretrained') else sha256(str((base()/Path(p.weights).expanduser()).resolve()).encode()).hexdigest()[:6]
-    parts = [p.arch, f'{data}{labels}', p.plan.replace(' ', ''), f'd{p.d}' * bool(p.d), f'size{p.size}' * (p.size not in (0, native_size(p.dataset))),
+    parts = [p.arch, f'{data}{labels}', p.plan.replace(' ', ''), f'd{p.d}' * bool(p.d),
+             f'size{p.size}' * (p.size not in (0, native_size(p.dataset))),
              (p.weights and 'weights') + weights, f"{p.recipe}{p.epochs or ''}", f'seed{p.seed}']
     return '-'.join(part for part in parts if part)
 
@@ -261,7 +279,8 @@ class Run:
     def file(self, name) -> Path: return self.path/name
     @property
     def tables(self) -> Path:
-        "The folder of phase 3's files: this one, or one within it if images or threshold are not the default."
+        """The folder of phase 3's files: this one, or one within it if images or threshold are not the
+        default."""
         p, default = self.params, Parameters()
         differs = [p.images] * (p.images != default.images) + [f'threshold{p.threshold:g}'] * (p.threshold != default.threshold)
         return self.path/'-'.join(differs) if differs else self.path
@@ -269,15 +288,19 @@ class Run:
 # %% ../nbs/00_run.ipynb #095fd250
 @contextmanager
 def locked(folder: Path):
-    "Only one process at a time is inside, for the same `folder`; where the system has no `flock`, no lock is taken."
+    """Only one process at a time is inside, for the same `folder`; where the system has no `flock`, no lock
+    is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder/'.lock', 'w') as f:
-        try: import fcntl; fcntl.flock(f, fcntl.LOCK_EX)
+        try:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX)
         except ImportError: pass
         yield
 
 # %% ../nbs/00_run.ipynb #470b70bc
-RUN_KEYS = ['arch', 'dataset', 'labels', 'd', 'seed', 'recipe', 'epochs', 'size', 'plan', 'weights'] # what decides phases 1 and 2
+RUN_KEYS = ['arch', 'dataset', 'labels', 'd', 'seed', 'recipe', 'epochs', 'size', 'plan',
+            'weights']  # what decides phases 1 and 2
 
 def versions() -> dict:
     "Versions of what computes."
@@ -295,6 +318,8 @@ def open_run(p: Parameters, # checked parameters
         if (path/'config.json').exists():
             there = read_json(path/'config.json')
             wrong = [k for k in RUN_KEYS if k in there and there[k] != config[k]]
-            if wrong: raise DlmechError(f'{path} holds another run ({wrong[0]} is {there.get(wrong[0])!r}); move it away, or give another folder with runs')
+            if wrong:
+                raise DlmechError(f'{path} holds another run ({wrong[0]} is {there.get(wrong[0])!r}); move '
+                                  'it away, or give another folder with runs')
         else: write_json(path/'config.json', {**config, **about, 'versions': versions()})
     return Run(path, p, get_device(p.device))

@@ -29,7 +29,9 @@ def reader_of(net: nn.Module, layer: str # module path of a measured layer
     "The one link that reads the layer's filters."
     source = weights_of(net, layer)
     found = [l for l in cuttable(net) if l.source == source]
-    if not found: raise DlmechError(f'layers: the filters of {layer} are read in more than one place, or normalised together, so they cannot be removed one by one')
+    if not found:
+        raise DlmechError(f'layers: the filters of {layer} are read in more than one place, or normalised '
+                          'together, so they cannot be removed one by one')
     return found[0]
 
 # %% ../nbs/04_scores.ipynb #d1fcf5c8
@@ -53,16 +55,19 @@ def patches(reader: nn.Module, C: int, maps: Tensor) -> Tensor: # (n, C spread, 
     "What the reader is given of each filter, for each position of its outputs."
     if isinstance(reader, nn.Linear): return maps.reshape(len(maps), C, -1)
     m = reader
-    padded = F.pad(maps, m._reversed_padding_repeated_twice)                        # as m does, by number or by name
-    return F.unfold(padded, m.kernel_size, m.dilation, 0, m.stride).transpose(1, 2).reshape(-1, C, m.weight[0, 0].numel())
+    padded = F.pad(maps, m._reversed_padding_repeated_twice)  # as m does, by number or by name
+    return F.unfold(padded, m.kernel_size, m.dilation, 0,
+                    m.stride).transpose(1, 2).reshape(-1, C, m.weight[0, 0].numel())
 
 class Stream:
     "Sums over training images of what one reader is given, and a sample of it."
-    def __init__(self, K: int, C: int, name: str, reader: nn.Module, take: int): # rows of the sample from each batch, 10 of an image
+    def __init__(self, K: int, C: int, name: str, reader: nn.Module,
+                 take: int):  # rows of the sample from each batch, 10 of an image
         self.sums, self.C, self.square, self.taylor, self.n = LabelSums(K), C, 0., 0., 0
         self.reader, self.take, self.sample, self.chance = reader, take, [], generator(0, 'sample', name)
     def add(self, a: Tensor, g: Tensor, y: Tensor): # (B, C, h, w) or (B, C spread), its gradient, labels
-        some = patches(self.reader, self.C, a[torch.randperm(len(a), generator=self.chance)[:-(-self.take//10)].to(a.device)])
+        some = patches(self.reader, self.C,
+                       a[torch.randperm(len(a), generator=self.chance)[:-(-self.take//10)].to(a.device)])
         self.sample.append(some[torch.randperm(len(some), generator=self.chance)[:self.take].to(a.device)])
         self.sums.add(a if a.ndim == 4 else a[:, :, None, None], y)
         self.square = self.square + a.double().pow(2).reshape(*a.shape[:2], -1).sum((0, 2))
@@ -75,7 +80,8 @@ def streams(net: nn.Module, readers: list[Link], batches, K: int) -> dict[str, S
     "What each reader is given, summed over the images, from one pass forward and back."
     modules, seen = dict(net.named_modules()), {}
     take = -(-SAMPLE // max(1, len(batches)))
-    found = {l.target: Stream(K, len(modules[l.source].weight), l.target, modules[l.target], take) for l in readers}
+    found = {l.target: Stream(K, len(modules[l.source].weight), l.target, modules[l.target], take)
+             for l in readers}
     def keep(path):
         def hook(m, args):
             a = args[0] if args[0].requires_grad else args[0].requires_grad_()
@@ -86,7 +92,8 @@ def streams(net: nn.Module, readers: list[Link], batches, K: int) -> dict[str, S
         with evaluating(net):
             for x, y in progress(batches, 'scores', unit='batch'):
                 loss = F.cross_entropy(net(x), y, reduction='sum')
-                for (p, a), g in zip(seen.items(), torch.autograd.grad(loss, list(seen.values()))): found[p].add(a.detach(), g, y)
+                for (p, a), g in zip(seen.items(), torch.autograd.grad(loss, list(seen.values()))):
+                    found[p].add(a.detach(), g, y)
     finally: [h.remove() for h in hooks]
     return found
 
@@ -119,15 +126,18 @@ def facts(net: nn.Module, found: Run|Measurement, layers: list, # numbers or mod
     for (path, M, threshold), link in zip(parts, readers):
         source, bn, s = modules[link.source], norm_among(net, link.between), seen[link.target]
         C = len(source.weight)
-        known[path] = Facts(link, M, pick(normalised(M), threshold), source.weight.detach().flatten(1), torch.ones(C) if bn is None else bn.weight.detach(),
-                            modules[link.target], gain_of(net, link.target), s.sums.means(), s.square / s.n, s.taylor / s.n, torch.cat(s.sample))
+        known[path] = Facts(link, M, pick(normalised(M), threshold), source.weight.detach().flatten(1),
+                            torch.ones(C) if bn is None else bn.weight.detach(),
+                            modules[link.target], gain_of(net, link.target), s.sums.means(), s.square / s.n,
+                            s.taylor / s.n, torch.cat(s.sample))
     return known
 
 # %% ../nbs/04_scores.ipynb #c46a4036
 def noise(k: Facts) -> Tensor: return -k.picked.noise.double().where(k.picked.clipped.any((1, 2)), torch.inf)
 
 def filter_snr(k: Facts) -> Tensor:
-    on, every = k.picked.clipped.diagonal(dim1=1, dim2=2).sum(1).double(), k.picked.clipped.sum((1, 2)).double()
+    on = k.picked.clipped.diagonal(dim1=1, dim2=2).sum(1).double()
+    every = k.picked.clipped.sum((1, 2)).double()
     return on * (k.fields.shape[1] - 1) / (every - on).clamp(min=.5)
 
 def max_field(k: Facts) -> Tensor: return k.fields.amax((1, 2))
@@ -141,15 +151,16 @@ def shape_contrast(k: Facts) -> Tensor: return contrast(k, normalised(k.fields))
 # %% ../nbs/04_scores.ipynb #7b9ff8c5
 def coverage(k: Facts) -> Tensor:
     "The earlier a filter is taken when labels take turns, the higher."
-    M = k.fields - k.fields.mean(1, keepdim=True)                                   # an output's field over its mean
+    M = k.fields - k.fields.mean(1, keepdim=True)  # an output's field over its mean
     own, C = M.diagonal(dim1=1, dim2=2), len(M)                                     # (C, K)
-    rank = own.argsort(0, descending=True).argsort(0)                               # (C, K) place among the filters for the label
+    rank = own.argsort(0, descending=True).argsort(0)  # (C, K) place among the filters for the label
     return -(rank.amin(1).double() + rank.double().mean(1) / C)
 
 # %% ../nbs/04_scores.ipynb #e02f8496
 def label_signal(k: Facts, apart: bool = True # only what differs between labels, or all of it
                 ) -> Tensor: # (G, C) float64
-    "Squared mean of what each filter gives to each filter of the reader for each label, exact from label means (ours)."
+    """Squared mean of what each filter gives to each filter of the reader for each label, exact from label
+    means (ours)."""
     apart = (k.means - (k.means.mean(0) if apart else 0)).float()                   # (K, C spread, h, w)
     m, G = k.reader, len(k.reader.weight)
     if isinstance(m, nn.Linear):
@@ -157,8 +168,9 @@ def label_signal(k: Facts, apart: bool = True # only what differs between labels
         return each.double().pow(2).sum(2) * k.gain.double()[:, None]**2
     signal, positions = [], apart[0, 0].numel()
     for c in chunks(len(k.own), G * len(apart) * positions):
-        w = m.weight.detach()[:, c].transpose(0, 1).reshape(-1, 1, *m.weight.shape[2:])               # (c G, 1, kh, kw)
-        out = F.conv2d(apart[:, c], w, None, m.stride, m.padding, m.dilation, groups=c.stop - c.start)  # (K, c G, h', w')
+        w = m.weight.detach()[:, c].transpose(0, 1).reshape(-1, 1, *m.weight.shape[2:])  # (c G, 1, kh, kw)
+        out = F.conv2d(apart[:, c], w, None, m.stride, m.padding, m.dilation,
+                       groups=c.stop - c.start)  # (K, c G, h', w')
         signal.append(out.double().pow(2).sum((0, 2, 3)).reshape(-1, G).T)
     return torch.cat(signal, 1) * k.gain.double()[:, None]**2
 
@@ -168,7 +180,8 @@ def carried_field(k: Facts) -> Tensor: return label_signal(k, apart=False).sum(0
 # %% ../nbs/04_scores.ipynb #842f9f9c
 def pair_products(k: Facts, rows # a function that gives tensors (n, C, r) of what the reader is given
                  ) -> Tensor: # (C, C) float64
-    "The product of what two filters give to the reader, in units of what BatchNorm makes of it, summed over its filters and the rows."
+    """The product of what two filters give to the reader, in units of what BatchNorm makes of it, summed over
+    its filters and the rows."""
     W = by_filter(k.reader, k.link) * k.gain[:, None, None].float()                 # (G, C, r)
     _, C, r = W.shape
     pairs = torch.zeros(C, C, dtype=torch.float64)
@@ -183,8 +196,10 @@ def pair_fields(k: Facts) -> Tensor: # (C, C) float64
     return pair_products(k, lambda: (patches(k.reader, len(k.own), m) for m in k.means.float().split(1)))
 
 def turns(pairs: Tensor) -> Tensor: # (C, C) -> (C,)
-    "The turn at which a filter goes, if each time the one goes that leaves the squared sum of what all that are gone gave smallest."
-    turn, lost = torch.full((len(pairs),), torch.inf, dtype=torch.float64), pairs.diagonal().clone()  # lost: what the square grows by
+    """The turn at which a filter goes, if each time the one goes that leaves the squared sum of what all that
+    are gone gave smallest."""
+    turn = torch.full((len(pairs),), torch.inf, dtype=torch.float64)
+    lost = pairs.diagonal().clone()  # lost: what the square grows by
     for i in range(len(pairs)):
         f = int(lost.where(turn.isinf(), torch.inf).argmin())
         turn[f] = i
@@ -201,25 +216,30 @@ def wanda(k: Facts) -> Tensor:
     return amount.double()
 def taylor(k: Facts) -> Tensor: return k.taylor
 def thinet(k: Facts) -> Tensor: return turns(pair_products(k, lambda: [k.sample]))
-def chance(k: Facts, seed: int = 0) -> Tensor: return torch.rand(len(k.own), generator=generator(seed, 'chance', k.link.source)).double()
+def chance(k: Facts, seed: int = 0) -> Tensor:
+    return torch.rand(len(k.own), generator=generator(seed, 'chance', k.link.source)).double()
 
 PHASE3 = {'noise': noise, 'filter SNR': filter_snr, 'largest field': max_field, 'label contrast': contrast,
-          'normalised contrast': shape_contrast, 'coverage': coverage, 'carried signal': carried, 'carried field': carried_field,
+          'normalised contrast': shape_contrast, 'coverage': coverage, 'carried signal': carried,
+          'carried field': carried_field,
           'joint field': joint_field}
-BASELINES = {'weight norm': weight_norm, 'BatchNorm scale': bn_scale, 'Wanda': wanda, 'Taylor': taylor, 'ThiNet': thinet, 'random': chance}
+BASELINES = {'weight norm': weight_norm, 'BatchNorm scale': bn_scale, 'Wanda': wanda, 'Taylor': taylor,
+             'ThiNet': thinet, 'random': chance}
 SCORES = PHASE3 | BASELINES
 
 # %% ../nbs/04_scores.ipynb #d2bd338a
 def keepers(score: Tensor, fraction: float) -> Tensor: # (C,) -> (C,) bool
     "Which filters stay when the share `fraction` with the lowest score goes; at least one does."
-    if not 0 <= fraction < 1: raise ParameterError(f'fraction: {fraction} is not possible; it may be from 0 to below 1')
+    if not 0 <= fraction < 1:
+        raise ParameterError(f'fraction: {fraction} is not possible; it may be from 0 to below 1')
     keep = torch.ones(len(score), dtype=torch.bool)
     keep[score.argsort(stable=True)[:min(round(fraction * len(score)), len(score) - 1)]] = False
     return keep
 
 def keep_best(known: dict[str, Facts], score, # Facts -> (C,)
               fraction: float) -> dict[str, Tensor]: # {module path of a layer: (C,) bool}
-    "Which filters of each layer stay; from the last layer to the first, since what is given to a filter that is gone counts for nothing."
+    """Which filters of each layer stay; from the last layer to the first, since what is given to a filter
+    that is gone counts for nothing."""
     keep = {}
     for path, k in reversed(known.items()):
         reads = [keep[p] for p in keep if known[p].link.source == k.link.target]
@@ -232,11 +252,13 @@ def mean_given(k: Facts, keep: Tensor) -> Tensor: # (G,)
     mean = mean.reshape(len(keep), -1) * ~keep[:, None]
     if isinstance(k.reader, nn.Linear): return k.reader.weight.detach() @ mean.flatten()
     m = k.reader
-    return F.conv2d(mean.reshape(1, *k.means.shape[1:]), m.weight.detach(), None, m.stride, m.padding, m.dilation).mean((0, 2, 3))
+    return F.conv2d(mean.reshape(1, *k.means.shape[1:]), m.weight.detach(), None, m.stride, m.padding,
+                    m.dilation).mean((0, 2, 3))
 
 # %% ../nbs/04_scores.ipynb #4f89d827
 @torch.no_grad()
-def remove(net: nn.Module, known: dict[str, Facts], keep: dict[str, Tensor], # {module path of a layer: (C,) bool}
+def remove(net: nn.Module, known: dict[str, Facts],
+           keep: dict[str, Tensor],  # {module path of a layer: (C,) bool}
            fill: str = 'zero' # what a removed filter leaves behind: zero, or its mean
           ) -> Diluted:
     "A copy of `net` in which nothing reads the filters that are not kept."
@@ -265,10 +287,12 @@ def split(net: nn.Module, path: str # module path of a convolution or FC layer
     for g in (front, back):
         for n in reversed(g.nodes):
             if not n.users and n.op not in ('output', 'placeholder'): g.erase_node(n)
-    if old.users: raise DlmechError(f'{path}: part of the network goes around it, so the network cannot be split there')
+    if old.users:
+        raise DlmechError(f'{path}: part of the network goes around it, so the network cannot be split there')
     back.erase_node(old)
     front = fx.GraphModule(net, front)
-    for hook in net._forward_pre_hooks.values(): front.register_forward_pre_hook(hook) # as those that translate the images
+    for hook in net._forward_pre_hooks.values():
+        front.register_forward_pre_hook(hook) # as those that translate the images
     return front, fx.GraphModule(net, back)
 
 @torch.no_grad()
@@ -277,13 +301,15 @@ def kept_maps(front: nn.Module, batches) -> list[tuple[Tensor, Tensor]]:
     with evaluating(front): return [(front(x), y) for x, y in progress(batches, 'maps', unit='batch')]
 
 # %% ../nbs/04_scores.ipynb #f400c51a
-def kernel_norm(k: Facts) -> Tensor: return by_filter(k.reader, k.link).double().norm(dim=2)                       # (G, C)
+def kernel_norm(k: Facts) -> Tensor:
+    return by_filter(k.reader, k.link).double().norm(dim=2)                       # (G, C)
 def kernel_wanda(k: Facts) -> Tensor: # (G, C)
     return (by_filter(k.reader, k.link).abs() * k.square.sqrt().reshape(len(k.own), -1).float()[None]).sum(2).double()
 def kernel_chance(k: Facts, seed: int = 0) -> Tensor:
     return torch.rand(len(k.gain), len(k.own), generator=generator(seed, 'kernels', k.link.target)).double()
 
-KERNELS = {'carried signal': lambda k: label_signal(k).sqrt(), 'carried field': lambda k: label_signal(k, apart=False).sqrt(),
+KERNELS = {'carried signal': lambda k: label_signal(k).sqrt(),
+           'carried field': lambda k: label_signal(k, apart=False).sqrt(),
            'kernel norm': kernel_norm, 'Wanda': kernel_wanda, 'random': kernel_chance}
 
 # %% ../nbs/04_scores.ipynb #08a6bef9
@@ -299,15 +325,18 @@ def magnitude_masks(net: nn.Module, counts: dict[str, int], # {module path: weig
     "Masks that keep the weights of largest magnitude, by layer or globally."
     size = {p: net.get_submodule(p).weight.detach().abs() for p in counts}
     if not everywhere: return {p: best(size[p], n) for p, n in counts.items()}
-    keep = best(torch.cat([s.flatten() for s in size.values()]), sum(counts.values())).split([s.numel() for s in size.values()])
+    keep = best(torch.cat([s.flatten() for s in size.values()]),
+                sum(counts.values())).split([s.numel() for s in size.values()])
     return {p: k.reshape(size[p].shape) for p, k in zip(size, keep)}
 
 # %% ../nbs/04_scores.ipynb #79773a0b
-def head_factor(picked: Picks, kind: str, # noise: columns of external noise; outside: all columns of labels in no cluster
+def head_factor(picked: Picks,
+                kind: str,  # noise: columns of external noise; outside: all columns of labels in no cluster
                 factor: float) -> Tensor: # (K, C)
     "What each weight of the head is multiplied by."
     outside = picked.cluster < 0                                                    # (C, K)
-    chosen = outside & picked.clipped.any(1) if one_of('kind', kind, ['noise', 'outside']) == 'noise' else outside
+    chosen = outside & picked.clipped.any(1) if one_of('kind', kind,
+                                                       ['noise', 'outside']) == 'noise' else outside
     return torch.where(chosen, factor, 1.).T
 
 @torch.no_grad()
@@ -315,13 +344,16 @@ def head_trials(weight: Tensor,  # (K, C, h, w) the head
                 picked: Picks,   # over training images
                 valid: tuple, test: tuple, # maps (N, C, h, w) and labels
                 factors=(0., .25, .5, .75, 1., 1.25, 1.5, 2.)) -> pd.DataFrame:
-    "SR of the head on both, for each kind of noise and factor; `chosen` marks what the validation images choose."
+    """SR of the head on both, for each kind of noise and factor; `chosen` marks what the validation images
+    choose."""
     rate = lambda w, maps, y: float(((maps.flatten(1) @ w.flatten(1).T).argmax(1) == y).float().mean())
     rows = []
     for kind in ('noise', 'outside'):
         for f in factors:
             w = weight * head_factor(picked, kind, f)[:, :, None, None]
-            rows.append(dict(kind=kind, factor=f, valid_success_rate=rate(w, *valid), test_success_rate=rate(w, *test)))
+            rows.append(dict(kind=kind, factor=f, valid_success_rate=rate(w, *valid),
+                             test_success_rate=rate(w, *test)))
     table = pd.DataFrame(rows)
-    order = table.assign(far=(table.factor - 1).abs()).sort_values(['valid_success_rate', 'far'], ascending=[False, True])
+    order = table.assign(far=(table.factor - 1).abs()).sort_values(['valid_success_rate', 'far'],
+                                                                   ascending=[False, True])
     return table.assign(chosen=table.index == order.index[0])

@@ -39,15 +39,19 @@ class Line:
     n: int       # points
 
     def at(self, x): return self.a + self.b * np.asarray(x, float)
-    def __str__(self): return f'{self.a:.3g} ± {self.a_within:.2g} + ({self.b:.3g} ± {self.b_within:.2g}) x,  R² = {self.r2:.3f}, n = {self.n}'
+    def __str__(self):
+        return f'{self.a:.3g} ± {self.a_within:.2g} + ({self.b:.3g} ± {self.b_within:.2g}) x,  R² = {self.r2:.3f}, n = {self.n}'
 
 def fit_line(x, y) -> Line:
     "Least squares; an error if there are fewer than three points or only one x."
     x, y = np.asarray(x, float), np.asarray(y, float)
     n, dx = len(x), x - x.mean()
-    if n < 3 or not dx.any(): raise DlmechError(f'fit: a line needs at least three points and two different x, not {n} and {len(set(x))}')
+    if n < 3 or not dx.any():
+        raise DlmechError(f'fit: a line needs at least three points and two different x, not {n} and '
+                          f'{len(set(x))}')
     b = dx @ y / (dx @ dx)
     a = y.mean() - b * x.mean()
     left, total = ((y - a - b*x)**2).sum(), ((y - y.mean())**2).sum()
     s, t = np.sqrt(left / (n-2)), t_factor(n-2)
-    return Line(float(a), float(b), float(t * s * np.sqrt(1/n + x.mean()**2 / (dx @ dx))), float(t * s / np.sqrt(dx @ dx)), float(1 - left/total) if total else 1., n)
+    return Line(float(a), float(b), float(t * s * np.sqrt(1/n + x.mean()**2 / (dx @ dx))),
+                float(t * s / np.sqrt(dx @ dx)), float(1 - left/total) if total else 1., n)

@@ -21,7 +21,8 @@ from .figures import KINDS
 from .filter import filtered
 from .model import asked_layers, get_recipe, resolve, start, success_rate, trained
 from .probe import merge_rows
-from .run import PACKAGE, ParameterError, Parameters, Run, base, check_int, check_parameters, notebooks_folder, one_of, progress, read_json, run_name, whole, write_json
+from .run import (PACKAGE, ParameterError, Parameters, Run, base, check_int, check_parameters,
+                        notebooks_folder, one_of, progress, read_json, run_name, whole, write_json)
 from .stats import Line, fit_line
 
 # %% ../nbs/05_universality.ipynb #45cdda89
@@ -30,7 +31,9 @@ def planned(Ks: list[int], # numbers of labels
             **params       # the others of `Parameters`
            ) -> list[Parameters]:
     "The runs of a sweep, in the order in which they are done."
-    for name in params: one_of('parameters', name, [k for k in Parameters.__dataclass_fields__ if k not in ('labels', 'seed', 'layer')])
+    for name in params:
+        one_of('parameters', name, [k for k in Parameters.__dataclass_fields__
+                                    if k not in ('labels', 'seed', 'layer')])
     Ks, draws = sorted({check_int('Ks', K, 2) for K in Ks}), check_int('draws', draws, 1)
     if not Ks: raise ParameterError('Ks: there is none; it may be a list such as [3, 5, 10]')
     params['runs'] = str(base()/Path(params.get('runs', 'runs')).expanduser())
@@ -44,13 +47,15 @@ def row_file(p: Parameters) -> Path:
     return Run(Path(p.runs)/run_name(p), p, None).tables/'universality.json'
 
 def measured(p: Parameters) -> dict:
-    "A run's row: the network's error on the test images and what phase 3 finds in the last layer; made if it is not there."
+    """A run's row: the network's error on the test images and what phase 3 finds in the last layer; made if
+    it is not there."""
     if row_file(p).exists(): return read_json(row_file(p))
     run = start(**asdict(p))
     n, r = asked_layers(run)[-1], get_recipe(p.recipe, p.arch, run.data, p.epochs)
     layers = filtered(run, [n])
     steps = r.epochs * len(Batches(run.data.train, r.batch))
-    row = dict(K=run.data.K, draw=p.seed, arch=p.arch, dataset=p.dataset, d=p.d, recipe=p.recipe, train_images=len(run.data.train), epochs=r.epochs, steps=steps,
+    row = dict(K=run.data.K, draw=p.seed, arch=p.arch, dataset=p.dataset, d=p.d, recipe=p.recipe,
+               train_images=len(run.data.train), epochs=r.epochs, steps=steps,
                error=1 - success_rate(trained(run), Batches(run.data.test, 250, run.device)))
     write_json(row_file(p), row | layers[layers.layer == n].drop(columns='name').to_dict('records')[0])
     return read_json(row_file(p))
@@ -66,33 +71,46 @@ def by_papermill(p: Parameters):
     "Phases 1 to 3 as the notebook has them; it is kept in the run's folder with its outputs."
     import papermill
     with whole(row_file(p).with_name('phases.ipynb')) as out:
-        papermill.execute_notebook(notebooks_folder()/'03_filter.ipynb', out, asdict(p), progress_bar=False, kernel_name='python3',
-                                   request_save_on_cell_execute=False)                  # once, at the end, is enough
+        papermill.execute_notebook(notebooks_folder()/'03_filter.ipynb', out, asdict(p), progress_bar=False,
+                                   kernel_name='python3',
+                                   request_save_on_cell_execute=False)  # once, at the end, is enough
 
 # %% ../nbs/05_universality.ipynb #50293633
 def in_child():
-    "What a process of a sweep does with the parameters on its command line; it ends with the pipe at its stdin."
+    """What a process of a sweep does with the parameters on its command line; it ends with the pipe at its
+    stdin."""
     def leash():
         while os.read(0, 1): pass
         os._exit(1)
     threading.Thread(target=leash, daemon=True).start()
     try:
         p = Parameters(**json.loads(sys.argv[1]))
-        by_papermill(p); measured(p)
-    except Exception as e: print(said(e), flush=True); sys.exit(1)
+        by_papermill(p)
+        measured(p)
+    except Exception as e:
+        print(said(e), flush=True)
+        sys.exit(1)
 
 # %% ../nbs/05_universality.ipynb #71d29fb3
 class Child:
     "A run in a process of its own, with so many threads; `why` says how it ended."
     def __init__(self, p: Parameters, threads: int):
         paths = [str(PACKAGE.parent), os.environ.get('PYTHONPATH')]
-        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+        env = {**os.environ, 'OMP_NUM_THREADS': str(threads),
+               'PYTHONPATH': os.pathsep.join(filter(None, paths))}
         self.p, self.said = p, tempfile.TemporaryFile('w+')
-        self.process = subprocess.Popen([sys.executable, '-c', 'from dlmech.universality import in_child; in_child()', json.dumps(asdict(p))],
-                                        env=env, stdin=subprocess.PIPE, stdout=self.said, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen([sys.executable, '-c',
+                                         'from dlmech.universality import in_child; in_child()',
+                                         json.dumps(asdict(p))],
+                                        env=env, stdin=subprocess.PIPE, stdout=self.said,
+                                        stderr=subprocess.STDOUT)
     @property
     def ended(self) -> bool: return self.process.poll() is not None
-    def kill(self): self.process.kill(); self.process.wait(); self.process.stdin.close(); self.said.close()
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.said.close()
     def why(self) -> str:
         "'' if the run is finished, else what went wrong in one line."
         if self.process.returncode == 0: return ''
@@ -102,7 +120,8 @@ class Child:
 
 # %% ../nbs/05_universality.ipynb #75095974
 def side_by_side(plan: list[Parameters], workers: int) -> Iterator[tuple[Parameters, str]]:
-    "Each run as its process ends, and what went wrong ('' if nothing); when left early, the processes are ended."
+    """Each run as its process ends, and what went wrong ('' if nothing); when left early, the processes are
+    ended."""
     waiting, going, threads = list(plan), [], max(1, (os.cpu_count() or 1) // workers)
     try:
         while waiting or going:
@@ -117,7 +136,9 @@ def side_by_side(plan: list[Parameters], workers: int) -> Iterator[tuple[Paramet
 def in_turn(plan: list[Parameters]) -> Iterator[tuple[Parameters, str]]:
     "Each run, done here, and what went wrong ('' if nothing)."
     for p in plan:
-        try: measured(p); yield p, ''
+        try:
+            measured(p)
+            yield p, ''
         except Exception as e: yield p, said(e)
 
 # %% ../nbs/05_universality.ipynb #1d622582
@@ -130,26 +151,32 @@ def sweep_file(p: Parameters, folder: str = '') -> Path:
 
 def collected(plan: list[Parameters], failed: dict) -> pd.DataFrame:
     "The rows of the runs that are finished or failed, sorted by K and draw."
-    rows = [dict(K=p.labels, draw=p.seed) | (read_json(row_file(p)) if row_file(p).exists() else {}) | dict(failed=failed.get((p.labels, p.seed), ''))
+    rows = [dict(K=p.labels, draw=p.seed) | (read_json(row_file(p)) if row_file(p).exists()
+                                             else {}) | dict(failed=failed.get((p.labels, p.seed), ''))
             for p in plan if row_file(p).exists() or (p.labels, p.seed) in failed]
-    return pd.DataFrame(rows, columns=None if rows else ['K', 'draw', 'failed']).sort_values(['K', 'draw'], ignore_index=True)
+    return pd.DataFrame(rows, columns=None if rows else ['K', 'draw', 'failed']).sort_values(['K', 'draw'],
+                                                                                             ignore_index=True)
 
 # %% ../nbs/05_universality.ipynb #2936d64d
 def sweep(Ks: list[int] = (3, 5, 10, 20, 40, 60, 80, 100), # numbers of labels
           draws: int = 3,     # of labels and starting weights, for each K
           workers: int = 0,   # processes side by side; 0: here, one run after the other
           folder: str = '',   # where the table is to lie; '': the folder of the runs
-          **params            # the others of `Parameters`: arch, dataset, d, recipe, epochs, runs, root, device, …
+          **params  # the others of `Parameters`: arch, dataset, d, recipe, epochs, runs, root, device, …
          ) -> pd.DataFrame:
-    "The same network trained and measured on K labels, for all K and draws (P2): a row for each run. Goes on where it was cut."
+    """The same network trained and measured on K labels, for all K and draws (P2): a row for each run. Goes
+    on where it was cut."""
     plan, workers, failed = planned(Ks, draws, **params), check_int('workers', workers, 0), {}
     left = [p for p in plan if not row_file(p).exists()]
     path = sweep_file(plan[0], folder)
     if left: start(**asdict(max(left, key=lambda p: p.labels)))
     ended = side_by_side(left, workers) if workers else in_turn(left)
-    with closing(ended), progress(desc='sweep', total=len(plan), initial=len(plan)-len(left), unit='run') as bar:
+    with closing(ended), progress(desc='sweep', total=len(plan), initial=len(plan)-len(left),
+                                  unit='run') as bar:
         for p, why in ended:
-            if why: failed[p.labels, p.seed] = why; bar.write(f'{run_name(p)}: {why}')
+            if why:
+                failed[p.labels, p.seed] = why
+                bar.write(f'{run_name(p)}: {why}')
             merge_rows(path, collected(plan, failed), ['K', 'draw'])
             bar.update()
     if not left: merge_rows(path, collected(plan, failed), ['K', 'draw'])
@@ -175,7 +202,8 @@ def hardly_depends(K, value, falls_only: bool = False) -> tuple[float, float, st
     return power.b, power.b_within, HOLDS if size < .1 else PART if size < .25 else NOT
 
 # %% ../nbs/05_universality.ipynb #b10e2ef4
-STEADY = {'n_clusters': 'clusters per filter Nc', 'cluster_size': 'cluster size Cs', 'snr': 'SNR is preserved'}
+STEADY = {'n_clusters': 'clusters per filter Nc', 'cluster_size': 'cluster size Cs',
+          'snr': 'SNR is preserved'}
 
 def of_last_layer(table: pd.DataFrame, column: str) -> pd.DataFrame:
     "K and the column's value for each run where it is a positive number."
@@ -189,12 +217,14 @@ def verdicts(table: pd.DataFrame # of a sweep
     for how, name in ('max', 'maximal error'), ('mean', 'mean error'):
         error = t.groupby('K').error.agg(how)
         line, log, verdict = grows_linearly(error.index, error)
-        rows.append([f'{name} grows about linearly with K', f'{line}; against ln K: R² = {log.r2:.3f}'.replace(' x', ' K'), verdict])
+        rows.append([f'{name} grows about linearly with K',
+                     f'{line}; against ln K: R² = {log.r2:.3f}'.replace(' x', ' K'), verdict])
     for column, name in STEADY.items():
         v = of_last_layer(t, column)
         e, within, verdict = hardly_depends(v.K, v[column], column == 'snr')
         of = f'{v.groupby("K")[column].mean().min():.3g} to {v.groupby("K")[column].mean().max():.3g}'
-        rows.append([name if column == 'snr' else f'{name} hardly depends on K', f'{of}; goes as K^({e:.2f} ± {within:.2f})', verdict])
+        rows.append([name if column == 'snr' else f'{name} hardly depends on K',
+                     f'{of}; goes as K^({e:.2f} ± {within:.2f})', verdict])
     return pd.DataFrame(rows, columns=['claim', 'measured', 'verdict'])
 
 # %% ../nbs/05_universality.ipynb #f567aeb4
@@ -202,11 +232,14 @@ def told(table: pd.DataFrame # of a sweep
         ) -> str:
     "What a sweep was made with, in one line."
     t = finished(table)
-    one = lambda column: '/'.join(f'{v:g}' if isinstance(v, (int, float)) else v for v in sorted(t[column].unique().tolist()))
+    one = lambda column: '/'.join(f'{v:g}' if isinstance(v, (int, float)) else v
+                                  for v in sorted(t[column].unique().tolist()))
     width = '' if (t.d == 64).all() else ' (the papers: 64)'
     draws, missing = sorted(set(t.groupby('K').size())), len(table) - len(t)
-    return (f'{one("arch")}, d = {one("d")}{width}, {one("dataset")}, recipe {one("recipe")}, {one("epochs")} epoch{"s" * (one("epochs") != "1")}, '
-            f'K = {t.K.min()} to {t.K.max()}, {" to ".join(map(str, {draws[0], draws[-1]}))} draws of each K, {len(t)} runs' + f', {missing} failed' * bool(missing))
+    return (f'{one("arch")}, d = {one("d")}{width}, {one("dataset")}, recipe {one("recipe")}, '
+            f'{one("epochs")} epoch{"s" * (one("epochs") != "1")}, '
+            f'K = {t.K.min()} to {t.K.max()}, {" to ".join(map(str, {draws[0], draws[-1]}))} draws of each '
+            f'K, {len(t)} runs' + f', {missing} failed' * bool(missing))
 
 # %% ../nbs/05_universality.ipynb #7adb60e9
 def points(ax, K, value, title: str, colour: str, marker: str = 'o', label: str = None):
@@ -214,22 +247,30 @@ def points(ax, K, value, title: str, colour: str, marker: str = 'o', label: str 
     ax.plot(K, value, marker, ms=3, alpha=.5, mew=0, color=colour)
     mean = value.groupby(K).mean()
     ax.plot(mean.index, mean, '-', lw=1, color=colour, marker=marker, ms=4, label=label)
-    ax.set_title(title, fontsize=7); ax.set_xlabel('labels K', fontsize=7); ax.tick_params(labelsize=6)
+    ax.set_title(title, fontsize=7)
+    ax.set_xlabel('labels K', fontsize=7)
+    ax.tick_params(labelsize=6)
 
 def sweep_figure(table: pd.DataFrame, # of a sweep
                  title: str = ''):
-    "Error against K with its lines; Nc and Cs, noise and SNR of the last layer against K. Small: runs; joined: means over draws."
+    """Error against K with its lines; Nc and Cs, noise and SNR of the last layer against K. Small: runs;
+    joined: means over draws."""
     t = finished(table)
     fig, axes = plt.subplots(1, 4, figsize=(7, 2.2), layout='constrained', width_ratios=[1.5, 1, 1, 1])
     points(axes[0], t.K, t.error, 'error on test images', KINDS['cluster'], label='mean')
     most = t.groupby('K').error.max()
     axes[0].plot(most.index, most, 's', ms=4.5, mfc='none', color=KINDS['internal noise'], label='maximum')
-    if len(most) > 2: axes[0].plot(most.index, fit_line(most.index, most).at(most.index), '--', lw=1, color=KINDS['internal noise'], label='a + bK')
-    axes[0].set_ylim(bottom=0); axes[0].legend(fontsize=6, frameon=False)
+    if len(most) > 2:
+        axes[0].plot(most.index, fit_line(most.index, most).at(most.index), '--', lw=1,
+                     color=KINDS['internal noise'], label='a + bK')
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(fontsize=6, frameon=False)
     points(axes[1], t.K, t.n_clusters, 'Nc and Cs', KINDS['cluster'], label='Nc')
     points(axes[1], t.K, t.cluster_size, 'Nc and Cs', KINDS['internal noise'], 's', 'Cs')
-    axes[1].set_ylim(bottom=0); axes[1].legend(fontsize=6, frameon=False)
+    axes[1].set_ylim(bottom=0)
+    axes[1].legend(fontsize=6, frameon=False)
     points(axes[2], t.K, t.noise, 'noise n', KINDS['cluster'])
-    points(axes[3], t.K, t.snr, 'SNR', KINDS['cluster']); axes[3].set_ylim(bottom=0)
+    points(axes[3], t.K, t.snr, 'SNR', KINDS['cluster'])
+    axes[3].set_ylim(bottom=0)
     if title: fig.suptitle(title, fontsize=8)
     return fig

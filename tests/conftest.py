@@ -3,7 +3,8 @@ import os, subprocess, sys
 from functools import cache
 from pathlib import Path
 
-if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')   # side by side with others: one thread each
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')   # side by side with others: one thread each
 
 import pytest, torch
 
@@ -40,11 +41,13 @@ def trained_digits():
     from dlmech.probe import PROBE_RECIPES, train_heads
     data, net, paths = get_data('digits'), get_model('vgg6', 10, d=4), layers_of('vgg6')
     train(net, data, get_recipe('fast', 'vgg6', data), torch.device('cpu'))
-    heads = train_heads(net.eval(), paths, Batches(data.train, 50, shuffle=True, shift=4), 10, PROBE_RECIPES['fast'])
+    heads = train_heads(net.eval(), paths, Batches(data.train, 50, shuffle=True, shift=4), 10,
+                        PROBE_RECIPES['fast'])
     return net, heads, data
 
 
-LONG = ['notebooks', 'explore', 'universality', 'real', 'afcc', 'controls', 'run', 'package', 'arch', 'report', 'bench']   # files, the longest first
+LONG = ['notebooks', 'explore', 'universality', 'real', 'afcc', 'controls', 'run', 'package', 'arch',
+        'report', 'bench']  # files, the longest first
 
 
 def pytest_collection_modifyitems(items):

@@ -19,14 +19,16 @@ def readme() -> str:
     nb = nbformat.read(NBS/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not c.source.startswith('#| hide')]
     for i, c in enumerate(nb.cells): # of a cell that begins with echo: false only what it says is kept
-        if c.source.startswith('#| echo: false'): nb.cells[i] = nbformat.v4.new_markdown_cell(c.outputs[0].data['text/markdown'])
+        if c.source.startswith('#| echo: false'):
+            nb.cells[i] = nbformat.v4.new_markdown_cell(c.outputs[0].data['text/markdown'])
     nb.metadata['language_info'] = {'name': 'python'}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     return '<!-- made from nbs/index.ipynb by tests/refresh.py -->\n\n' + text.replace('](images/', '](nbs/images/').strip() + '\n'
 
 
 def smaller(png: str) -> str:
-    "A picture (PNG in base64) with a palette, if that makes it smaller: 48 colours do for curves, photographs and fields get 256."
+    """A picture (PNG in base64) with a palette, if that makes it smaller: 48 colours do for curves,
+    photographs and fields get 256."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
     for colours in 48, 256:
         small = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
@@ -51,7 +53,10 @@ def execute(name: str):
 
 if __name__ == '__main__':
     names = sys.argv[1:]
-    if names == ['all']: names = [p.stem for p in sorted(NBS.glob('*.ipynb')) if 'skip_exec: true' not in p.read_text()]
-    for name in names: print(name, flush=True); execute(name)
+    if names == ['all']:
+        names = [p.stem for p in sorted(NBS.glob('*.ipynb')) if 'skip_exec: true' not in p.read_text()]
+    for name in names:
+        print(name, flush=True)
+        execute(name)
     for tool in ('nbdev_clean', 'nbdev_export'): subprocess.run([tool], cwd=TOP, check=True)
     (TOP/'README.md').write_text(readme())

@@ -3,7 +3,8 @@ import itertools
 
 import numpy as np, pytest, torch
 
-from dlmech.filter import DlmechError, clip, clusters, fields, layer_sums, measure_layer, normalised, pick, snr
+from dlmech.filter import (DlmechError, clip, clusters, fields, layer_sums, measure_layer, normalised, pick,
+                           snr)
 
 
 def by_hand(B):
@@ -13,18 +14,22 @@ def by_hand(B):
         if seed in taken or not B[seed, seed]: continue
         members = [seed]
         for label in range(seed+1, len(B)):
-            if label not in taken and B[label, label] and B[np.ix_(members+[label], members+[label])].all(): members.append(label)
-        taken |= set(members); found.append(members)
+            if label not in taken and B[label, label] and B[np.ix_(members+[label], members+[label])].all():
+                members.append(label)
+        taken |= set(members)
+        found.append(members)
     return found
 
 
 def count_by_hand(B):
     "Internal and external noise, element by element."
-    found = by_hand(B); inside = {l for c in found for l in c}
+    found = by_hand(B)
+    inside = {l for c in found for l in c}
     internal = external = 0
     for i, j in itertools.product(range(len(B)), repeat=2):
         if not B[i, j] or any(i in c and j in c for c in found): continue
-        internal += j in inside; external += j not in inside
+        internal += j in inside
+        external += j not in inside
     return internal, external
 
 
@@ -33,7 +38,10 @@ def test_random_matrices(K):
     g = torch.Generator().manual_seed(K)
     M = torch.randn(60, K, K, generator=g, dtype=torch.float64)
     M += torch.eye(K) * torch.rand(60, 1, 1, generator=g) * 2 + torch.rand(60, 1, 1, generator=g)   # from sparse to nearly full
-    M[0] = -M[0].abs(); M[1] = 0; M[2] = 1; M[3] = torch.eye(K)                                      # negative, silent, all ones, diagonal
+    M[0] = -M[0].abs()
+    M[1] = 0
+    M[2] = 1
+    M[3] = torch.eye(K)  # negative, silent, all ones, diagonal
     picked = pick(normalised(M))
     for f in range(len(M)):
         top = M[f].max().item()
@@ -45,7 +53,8 @@ def test_random_matrices(K):
         assert (picked.internal[f].item(), picked.external[f].item()) == count_by_hand(B)
         assert picked.noise[f] == B.sum() - sum(len(c)**2 for c in found)
     assert picked.sizes[0].sum() == picked.sizes[1].sum() == picked.noise[0] == picked.noise[1] == 0
-    assert picked.sizes[2].tolist() == [K] + [0]*(K-1) and picked.sizes[3].tolist() == [1]*K
+    assert picked.sizes[2].tolist() == [K] + [0]*(K-1)
+    assert picked.sizes[3].tolist() == [1]*K
 
 
 @pytest.mark.parametrize('K', range(2, 13))

@@ -1,11 +1,13 @@
-"Controls: networks that learned nothing, other thresholds, images drawn again; and the notebook that puts the claims to the test."
+"""Controls: networks that learned nothing, other thresholds, images drawn again; and the notebook that puts
+the claims to the test."""
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 
 import dlmech.controls
 from dlmech.arch import Trunk
-from dlmech.controls import (NETWORKS, THRESHOLDS, at_threshold, came_back, control, draw_groups, group_count, group_means, grouped, reproduce, resampled,
+from dlmech.controls import (NETWORKS, THRESHOLDS, at_threshold, came_back, control, draw_groups, group_count,
+                             group_means, grouped, reproduce, resampled,
                              returns, shuffled, stability, stable_rows, tables_of, trend, trends, usual)
 from dlmech.data import Batches, ImageSet, get_data
 from dlmech.filter import clusters, fields, filtered, label_means
@@ -32,13 +34,18 @@ def test_shuffled_labels_say_nothing_of_the_images(runs):
     data = get_data('digits')
     s = shuffled(data, 3)
     for was, now in ((data.train, s.train), (data.valid, s.valid)):
-        assert torch.equal(was.images, now.images) and torch.equal(was.labels.bincount(), now.labels.bincount()) and not torch.equal(was.labels, now.labels)
-    assert torch.equal(s.test.labels, data.test.labels) and torch.equal(shuffled(data, 3).train.labels, s.train.labels) and not torch.equal(shuffled(data, 4).train.labels, s.train.labels)
+        assert torch.equal(was.images, now.images)
+        assert torch.equal(was.labels.bincount(), now.labels.bincount())
+        assert not torch.equal(was.labels, now.labels)
+    assert torch.equal(s.test.labels, data.test.labels)
+    assert torch.equal(shuffled(data, 3).train.labels, s.train.labels)
+    assert not torch.equal(shuffled(data, 4).train.labels, s.train.labels)
     got = torch.stack([(s.train.labels == k)[data.train.labels == k].float().mean() for k in range(10)])
-    assert got.max() < .25                                                          # of each label about a tenth keep it
+    assert got.max() < .25  # of each label about a tenth keep it
     r = control('shuffled', **TINY | dict(epochs=2), runs=runs)
-    assert r.path.parent.name == 'shuffled' and success_rate(trained(r), Batches(r.data.test, 100)) < .3
-    assert torch.equal(r.data.train.labels, data.train.labels)                       # phases 2 and 3 get the true ones
+    assert r.path.parent.name == 'shuffled'
+    assert success_rate(trained(r), Batches(r.data.test, 100)) < .3
+    assert torch.equal(r.data.train.labels, data.train.labels)  # phases 2 and 3 get the true ones
 
 
 def test_another_threshold_from_the_kept_fields_is_that_of_a_new_run(run, runs):
@@ -57,7 +64,9 @@ def test_a_layer_is_measured_again_chunk_by_chunk(run, monkeypatch):
     assert at_threshold(run, 4, .4) == pytest.approx(whole, nan_ok=True)
 
 
-def as_sets(cluster): return [{frozenset((row == c).nonzero()[:, 0].tolist()) for c in range(int(row.max()) + 1)} for row in cluster]
+def as_sets(cluster):
+    return [{frozenset((row == c).nonzero()[:, 0].tolist()) for c in range(int(row.max()) + 1)}
+            for row in cluster]
 
 def test_a_cluster_came_back_if_the_same_set_is_there():
     g = generator(0)
@@ -70,7 +79,8 @@ def test_a_cluster_came_back_if_the_same_set_is_there():
 
 
 def test_drawing_groups_of_one_image_is_drawing_images(run):
-    "The bootstrap of fields against its definition: every image's own field, drawn with replacement, averaged."
+    """The bootstrap of fields against its definition: every image's own field, drawn with replacement,
+    averaged."""
     net, heads = probed(run, [4])
     least = int(run.data.test.labels.bincount().min())
     index = torch.cat([(run.data.test.labels == k).nonzero()[:least, 0] for k in range(10)])
@@ -80,31 +90,38 @@ def test_drawing_groups_of_one_image_is_drawing_images(run):
     means = label_means(net, heads.paths, Batches(each, 64), len(each.names))['layers.4']
     of_groups = fields(means, heads.weight('layers.4')).unflatten(1, (10, least))
     times = draw_groups(10, least, 3, seed=5)
-    with Trunk(net, heads.paths) as trunk: maps = torch.cat([trunk(x)['layers.4'] for x, _ in Batches(images, 64)]).double()
-    own = torch.einsum('bchw,jchw->cbj', maps, heads.weight('layers.4').double()).unflatten(1, (10, least))   # sorted by label
+    with Trunk(net, heads.paths) as trunk:
+        maps = torch.cat([trunk(x)['layers.4'] for x, _ in Batches(images, 64)]).double()
+    own = torch.einsum('bchw,jchw->cbj', maps,
+                       heads.weight('layers.4').double()).unflatten(1, (10, least))  # sorted by label
     for t in times:
-        drawn = torch.stack([own[:, k].repeat_interleave(t[k], 1).mean(1) for k in range(10)], 1)             # (C, K, K)
+        drawn = torch.stack([own[:, k].repeat_interleave(t[k], 1).mean(1) for k in range(10)], 1)  # (C, K, K)
         assert torch.allclose(resampled(of_groups, t), drawn, rtol=1e-3, atol=1e-4 * drawn.abs().max())
 
 
 def test_the_bootstrap_of_groups_has_the_variance_of_a_mean():
     g, n, G = generator(1), 600, 50
-    x = torch.randn(1, 1, n, 1, generator=g, dtype=torch.float64)                    # fields of n images of one label
+    x = torch.randn(1, 1, n, 1, generator=g, dtype=torch.float64)  # fields of n images of one label
     of_groups = x.unflatten(2, (G, n // G)).mean(3)
     means = torch.stack([resampled(of_groups, t).squeeze() for t in draw_groups(1, G, 4000, seed=2)])
-    assert abs(means.var() / (x.var() / n) - 1) < .5 and abs(means.mean() - x.mean()) < 4 * means.std() / 4000**.5
+    assert abs(means.var() / (x.var() / n) - 1) < .5
+    assert abs(means.mean() - x.mean()) < 4 * means.std() / 4000**.5
     assert (draw_groups(3, 7, 5).sum(2) == 7).all()
 
 
 def test_sure_clusters_are_stable_and_coin_flips_are_not():
     K, G = 3, 40
-    M = torch.eye(K, dtype=torch.float64); M[0, 1] = M[1, 0] = .9                    # {0, 1} far above the threshold
-    edge = M.clone(); edge[0, 1] = .3                                                # {0, 1} hangs on an element at it
+    M = torch.eye(K, dtype=torch.float64)
+    M[0, 1] = M[1, 0] = .9  # {0, 1} far above the threshold
+    edge = M.clone()
+    edge[0, 1] = .3  # {0, 1} hangs on an element at it
     of_groups = torch.stack([M, edge])[:, :, None].repeat(1, 1, G, 1) + .05 * torch.randn(2, K, G, K, generator=generator(0), dtype=torch.float64)
     table = returns(of_groups, torch.full((K, G), 10), draw_groups(K, G, 300))
     sure, other = (table[table['filter'] == f] for f in (0, 1))
-    assert sure['size'].tolist() == [2, 1] and (sure.back == 1).all()
-    assert .02 < other.back.iloc[0] < .98 and other.back.iloc[-1] == 1               # label 2 is on its own in either
+    assert sure['size'].tolist() == [2, 1]
+    assert (sure.back == 1).all()
+    assert .02 < other.back.iloc[0] < .98
+    assert other.back.iloc[-1] == 1               # label 2 is on its own in either
 
 
 def test_stability_counts_the_clusters_of_phase_3(run):
@@ -112,42 +129,55 @@ def test_stability_counts_the_clusters_of_phase_3(run):
     for n in (2, 5):
         table, mine = read_csv(run.tables/f'filters-{n}.csv'), kept[kept.layer == n]
         sizes = table.sizes.map(lambda t: [int(v) for v in t.split()])
-        assert mine.groupby('filter')['size'].apply(list).to_dict() == {f: s for f, s in enumerate(sizes) if s}
+        assert mine.groupby('filter')['size'].apply(list).to_dict() == {f: s for f, s in enumerate(sizes)
+                                                                        if s}
     rows = stable_rows(kept)
-    assert rows.clusters.sum() == len(kept) and (rows.stable <= rows.clusters).all() and rows.stable.sum() == (kept.back >= .9).sum()
+    assert rows.clusters.sum() == len(kept)
+    assert (rows.stable <= rows.clusters).all()
+    assert rows.stable.sum() == (kept.back >= .9).sum()
 
 
 def test_groups_are_of_equal_size_and_no_label_is_without(run):
     s = run.data.test
     G = group_count(s)
-    assert G == s.labels.bincount().min() and group_count(s, 4) == 4
+    assert G == s.labels.bincount().min()
+    assert group_count(s, 4) == 4
     sizes = grouped(s, 4).labels.bincount(minlength=40).reshape(10, 4)
-    assert torch.equal(sizes.sum(1), s.labels.bincount()) and (sizes.amax(1) - sizes.amin(1) <= 1).all()
+    assert torch.equal(sizes.sum(1), s.labels.bincount())
+    assert (sizes.amax(1) - sizes.amin(1) <= 1).all()
 
 
 def test_a_reproduction_goes_on_where_it_was_cut(runs, tmp_path, monkeypatch):
-    asked = dict(seeds=2, networks=['trained', 'untrained'], resamples=5, folder=str(tmp_path), **TINY, runs=runs)
+    asked = dict(seeds=2, networks=['trained', 'untrained'], resamples=5, folder=str(tmp_path), **TINY,
+                 runs=runs)
     real, calls = dlmech.controls.finished_run, []
     def cut(*a, **k):
         if len(calls) == 2: raise KeyboardInterrupt
-        calls.append(a); return real(*a, **k)
+        calls.append(a)
+        return real(*a, **k)
     monkeypatch.setattr(dlmech.controls, 'finished_run', cut)
     with pytest.raises(KeyboardInterrupt): reproduce(**asked)
     files = tables_of(tmp_path, **TINY)
-    assert files[0].name == 'reproduction-vgg6-digits-d2-fast1-layers.csv' and set(read_csv(files[0]).network) == {'trained', 'untrained'} and set(read_csv(files[0]).seed) == {0}
+    assert files[0].name == 'reproduction-vgg6-digits-d2-fast1-layers.csv'
+    assert set(read_csv(files[0]).network) == {'trained', 'untrained'}
+    assert set(read_csv(files[0]).seed) == {0}
     monkeypatch.setattr(dlmech.controls, 'finished_run', real)
     made = {p: p.stat().st_mtime_ns for p in Path(runs).rglob('control-*.csv')}
     table, kept = reproduce(**asked)
-    assert set(table.seed) == set(kept.seed) == {0, 1} and len(table) == 4 * 5 * (len(THRESHOLDS) + 1)
+    assert set(table.seed) == set(kept.seed) == {0, 1}
+    assert len(table) == 4 * 5 * (len(THRESHOLDS) + 1)
     assert {p: p.stat().st_mtime_ns for p in made} == made
-    layers = read_csv(start(**TINY, runs=runs).tables/'layers.csv')                    # the rows are those of layers.csv
-    assert np.allclose(usual(table)[lambda t: t.seed == 0].sort_values('layer')[['success_rate', 'snr', 'noise', 'cluster_size']],
+    layers = read_csv(start(**TINY, runs=runs).tables/'layers.csv')  # the rows are those of layers.csv
+    assert np.allclose(usual(table)[lambda t: t.seed == 0].sort_values('layer')[['success_rate', 'snr',
+                                                                                 'noise', 'cluster_size']],
                        layers[['success_rate', 'snr', 'noise', 'cluster_size']], atol=1e-5)
 
 
 def test_what_cannot_be_is_refused():
-    for change, said in ((dict(networks=['random']), "network: there is no 'random'; it may be trained, untrained, shuffled"),
-                         (dict(seeds=0), 'seeds: 0 is not possible'), (dict(seed=1), "parameters: there is no 'seed'")):
+    for change, said in ((dict(networks=['random']),
+                          "network: there is no 'random'; it may be trained, untrained, shuffled"),
+                         (dict(seeds=0), 'seeds: 0 is not possible'),
+                         (dict(seed=1), "parameters: there is no 'seed'")):
         with pytest.raises(ParameterError) as e: reproduce(**TINY | change)
         assert str(e.value).startswith(said)
 
@@ -158,18 +188,26 @@ def test_a_control_takes_no_weights_that_are_given(runs):
 
 
 def test_verdicts_ask_every_seed():
-    rows = pd.DataFrame([dict(network=n, images='test', threshold=.3, seed=s, layer=l, v=(l if n == 'trained' or s == 0 else -l)) for n in ('trained', 'untrained') for s in (0, 1) for l in (1, 2, 3)])
+    rows = pd.DataFrame([dict(network=n, images='test', threshold=.3, seed=s, layer=l,
+                              v=(l if n == 'trained' or s == 0 else -l)) for n in ('trained', 'untrained')
+                              for s in (0, 1) for l in (1, 2, 3)])
     t = trends(rows, 'v', 1)
-    assert t.verdict.to_dict() == {'trained': 'holds', 'untrained': 'does not hold here'} and t.steps.tolist() == ['4 of 4', '2 of 4']
-    assert trend(usual(rows), 'v', -1)['verdict'] == 'does not hold here' and t.change['trained'] == '+2 ± 0'
+    assert t.verdict.to_dict() == {'trained': 'holds', 'untrained': 'does not hold here'}
+    assert t.steps.tolist() == ['4 of 4', '2 of 4']
+    assert trend(usual(rows), 'v', -1)['verdict'] == 'does not hold here'
+    assert t.change['trained'] == '+2 ± 0'
 
 
 def test_the_notebook_of_the_claims_runs_on_what_it_is_asked_for(tmp_path):
     "From nothing, by papermill: three networks, three seeds, all claims."
     asked = TINY | dict(labels='0,3,7', runs=tmp_path/'runs')
-    done = papermill('05_reproduction', tmp_path/'out.ipynb', *(f'{k}={v}' for k, v in asked.items()), cwd=tmp_path, timeout=900)
+    done = papermill('05_reproduction', tmp_path/'out.ipynb', *(f'{k}={v}' for k, v in asked.items()),
+                     cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     table = read_csv(tmp_path/'runs'/'reproduction-vgg6-digits-labels0+3+7-d2-fast1-layers.csv')
-    assert set(table.network) == set(NETWORKS) and set(table.seed) == {0, 1, 2}
+    assert set(table.network) == set(NETWORKS)
+    assert set(table.seed) == {0, 1, 2}
     text = (tmp_path/'out.ipynb').read_text()
-    for claim in ('success rate rises', 'SNR rises', 'noise per filter falls', 'small clusters', 'one output whatever the input'): assert claim in text
+    for claim in ('success rate rises', 'SNR rises', 'noise per filter falls', 'small clusters',
+                  'one output whatever the input'):
+        assert claim in text

