@@ -1,6 +1,7 @@
 "Everything that pip needs stands in settings.ini; this reads it."
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
@@ -9,7 +10,9 @@ ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 
 
-def lines(key): return [line.strip() for line in cfg[key].splitlines() if line.strip()]
+def lines(key):
+    "The lines of a setting."
+    return [line.strip() for line in cfg[key].splitlines() if line.strip()]
 
 
 setup(
@@ -19,13 +22,14 @@ setup(
     long_description_content_type='text/markdown',
     project_urls=dict(line.split(' = ') for line in lines('project_urls')), classifiers=lines('classifiers'),
     python_requires=f">={cfg['min_python']}",
-    install_requires=cfg['requirements'].split(), extras_require={extra: cfg[f'{extra}_requirements'].split()
-                                                                  for extra in ('dev', 'onnx', 'prune')},
+    install_requires=cfg['requirements'].split(),
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'onnx', 'prune')},
     # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo, tables of
     # finished studies as dlmech/results
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],
     package_dir={'dlmech.notebooks': cfg['nbs_path']},
-    package_data={'dlmech': ['zoo/*', 'results/*', 'imagenet.txt'], 'dlmech.notebooks': ['*.ipynb']},
+    package_data={'dlmech': ['py.typed', 'zoo/*', 'results/*', 'imagenet.txt'],
+                  'dlmech.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['dlmech=dlmech._modidx:d']},
     zip_safe=False,
 )

@@ -1,20 +1,23 @@
-"""How fast the explorer answers: a tick (a slider's new value, until the pictures that follow from it are ready), and opening a finished run
-(controls, matrix and curves; the views with images follow, when the images are loaded).
+"""How fast the explorer answers: a tick (a slider's new value, until the pictures that follow from it are
+ready), and opening a finished run (controls, matrix and curves; the views with images follow, when the images
+are read).
 
     OMP_NUM_THREADS=1 python bench/explore.py
 
-A run of K = 10 labels and 256 filters, and one of K = 1000 labels and 1,280 filters whose fields are made up (10 GB in the temporary folder).
-A tick draws what follows a drag at once; what needs the network for many images (maps over images, a silenced network) follows when the slider rests.
+A run of K = 10 labels and 256 filters, and one of K = 1000 labels and 1,280 filters whose fields are made up
+(10 GB in the temporary folder). A tick draws what follows a drag at once; what needs the network for many
+images (maps over images, a silenced network) follows when the slider rests.
 """
 import asyncio, os, platform, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from dlmech.data import Data, ImageSet
-from dlmech.explore import Explorer, Opened, open_finished
-from dlmech.filter import filter_rows, layer_row, normalised, pick
 from dlmech.arch import get_model, layers_of
+from dlmech.datasets import Data, ImageSet
+from dlmech.filter import filter_rows, find_clusters, layer_means, normalised
+from dlmech.look.explore import Explorer
+from dlmech.measurement import layer_row, Measurement, open_measurement
 from dlmech.run import tensor_in_parts, versions, write_csv, write_json, write_tensors
 
 TICKS = 60
@@ -36,26 +39,26 @@ def made_up(folder: Path, K: int, d: int, n: int = 5) -> Path:
     with tensor_in_parts(path/f'fields-{n}.safetensors', 'fields', (C, K, K)) as add:
         for f in range(C):
             M = rng.standard_normal((K, K), dtype=np.float32).astype(float) * .1
-            for c in range(rng.integers(1, 4)):
+            for _ in range(rng.integers(1, 4)):
                 labels = rng.choice(K, rng.integers(1, 6))
                 M[np.ix_(labels, labels)] += 1
             add(M)
             M = torch.from_numpy(M)[None]
-            rows.append(filter_rows(M, pick(normalised(M)), torch.ones(1, K, dtype=torch.int64), f))
+            rows.append(filter_rows(M, find_clusters(normalised(M)), torch.ones(1, K, dtype=torch.int64), f))
     filters = pd.concat(rows, ignore_index=True)
     write_csv(path/f'filters-{n}.csv', filters)
-    row = layer_row(filters, {'': np.ones(4), '_active': np.ones(4)}, K)
-    write_csv(path/'layers.csv', pd.DataFrame([dict(layer=n, name=paths[n-1], success_rate=.5) | row]))
+    row = layer_means(filters, {'': np.ones(4), '_active': np.ones(4)}, K)
+    write_csv(path/'layers.csv', pd.DataFrame([layer_row(n, paths[n-1], .5, row)]))
     return path
 
 
-def opened(path: Path) -> Opened:
-    "The run, with as many made-up images as are asked for."
-    run = open_finished(path)
-    images = ImageSet(torch.randint(0, 256, (2*run.K, 32, 32, 3), dtype=torch.uint8),
-                      torch.arange(2*run.K) % run.K, run.names)
-    run.data = Data(images, images, images)
-    return run
+def opened(path: Path) -> Measurement:
+    "The run's measurement, with as many made-up images as are asked for."
+    m = open_measurement(path)
+    images = ImageSet(torch.randint(0, 256, (2*m.K, 32, 32, 3), dtype=torch.uint8),
+                      torch.arange(2*m.K) % m.K, m.names)
+    m.source.run.data = Data(images, images, images)
+    return m
 
 
 def measure(path: Path) -> dict:
@@ -69,13 +72,13 @@ def measure(path: Path) -> dict:
     e.flush()
     times['rest_after_open_s'] = time.perf_counter() - t
     settle, e.soon.slow = e.soon.slow, lambda: None                        # at once: what a drag draws
-    for v in range(100, 130): e.c['filter'].value = v                      # warm-up
+    for v in range(100, 130): e.controls['filter'].value = v               # warm-up
     for control, values in (('filter', range(1, TICKS+1)), ('threshold', np.linspace(.2, .6, TICKS)),
                             ('image', [1, 0]*(TICKS//2))):
         ticks = []
         for v in values:
             t = time.perf_counter(), time.process_time()
-            e.c[control].value = v
+            e.controls[control].value = v
             ticks.append(((time.perf_counter() - t[0]) * 1e3, (time.process_time() - t[1]) * 1e3))
         wall, cpu = zip(*ticks)  # on a busy machine the second says more
         times |= {f'{control}_median_ms': np.median(wall), f'{control}_p95_ms': np.percentile(wall, 95),

@@ -1,14 +1,16 @@
-"""Make what is made: run every notebook so that it is committed with its outputs, clean, export, and write README.md from nbs/index.ipynb.
+"""Make what is made: run notebooks so that they are committed with their outputs, clean, export, and write
+README.md from nbs/index.ipynb.
 
     python tests/refresh.py                 the README alone
-    python tests/refresh.py 03_filter …     run these notebooks first (all: every one but those that need data fetched before)
+    python tests/refresh.py 03_filter …     run these notebooks first (all: every one but those that need data
+                                            fetched before)
 """
 import base64, io, subprocess, sys
 from pathlib import Path
 
 import nbformat
-from PIL import Image, ImageChops, ImageStat
 from nbconvert import MarkdownExporter
+from PIL import Image, ImageChops, ImageStat
 
 TOP = Path(__file__).resolve().parent.parent
 NBS = TOP/'nbs'
@@ -18,12 +20,13 @@ def readme() -> str:
     "README.md as nbs/index.ipynb says it: hidden cells dropped, pictures by their place in the repository."
     nb = nbformat.read(NBS/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not c.source.startswith('#| hide')]
-    for i, c in enumerate(nb.cells): # of a cell that begins with echo: false only what it says is kept
+    for i, c in enumerate(nb.cells):  # of a cell that begins with echo: false only what it says is kept
         if c.source.startswith('#| echo: false'):
             nb.cells[i] = nbformat.v4.new_markdown_cell(c.outputs[0].data['text/markdown'])
     nb.metadata['language_info'] = {'name': 'python'}
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    return '<!-- made from nbs/index.ipynb by tests/refresh.py -->\n\n' + text.replace('](images/', '](nbs/images/').strip() + '\n'
+    text = text.replace('](images/', '](nbs/images/').strip()
+    return f'<!-- made from nbs/index.ipynb by tests/refresh.py -->\n\n{text}\n'
 
 
 def smaller(png: str) -> str:

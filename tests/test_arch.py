@@ -5,10 +5,10 @@ import urllib.error
 import pytest, torch, torchvision
 
 import dlmech
-from dlmech import arch
-from dlmech.arch import PLANS, arch_names, get_model, layers_of, read_plan
-from dlmech.data import get_data
-from dlmech.filter import filtered
+from dlmech import trunk
+from dlmech.arch import arch_names, get_model, layers_of, PLANS
+from dlmech.datasets import get_data
+from dlmech.measurement import measure_run
 from dlmech.model import start, zoo
 from dlmech.run import DlmechError, ParameterError, read_csv, write_tensors
 
@@ -34,7 +34,8 @@ def test_both_orders_of_pooling_next_to_the_output_are_other_networks():
     assert torch.equal(a(x), get_model('avgg6', 5, d=2).eval()(x))
     last = a.layers[:4](x)
     last = a.layers[4].relu(a.layers[4].bn(a.layers[4].conv(last)))
-    assert torch.allclose(a.layers(x), last.unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).amax((2, 3), keepdim=True), atol=1e-6)
+    averages = last.unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5))
+    assert torch.allclose(a.layers(x), averages.amax((2, 3), keepdim=True), atol=1e-6)
 
 
 def test_every_name_of_torchvision_is_a_network_whose_layers_are_found():
@@ -51,7 +52,7 @@ def test_every_name_of_torchvision_is_a_network_whose_layers_are_found():
 def test_a_run_of_another_architecture_from_end_to_end(name, layers, tmp_path):
     run = start(arch=name, dataset='digits', labels='0,1', epochs=1, layer='all', recipe='ridge',
                 runs=str(tmp_path), **(dict(d=2) if name in PLANS else dict(size=16)))
-    table = filtered(run, [1, layers])
+    table = measure_run(run, [1, layers]).layers
     assert table.name.tolist() == [run.layers[0], run.layers[-1]]
     assert len(run.layers) == layers
     assert ('-d2-' in run.path.name) == (name in PLANS)
@@ -66,14 +67,14 @@ def test_a_map_too_large_is_pooled_and_its_name_says_so(monkeypatch):
     x, y = torch.randn(40, 3, 16, 16), torch.arange(40) % 4
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
                               torch.nn.Linear(6*256, 4)).eval()
-    monkeypatch.setattr(arch, 'MAP_INPUTS', 6 * 64)
-    found = dlmech.measure(net, (x, y), (x, y), layers=['1'])
+    monkeypatch.setattr(trunk, 'MAP_INPUTS', 6 * 64)
+    found = dlmech.measure(net, heads_on=(x, y), fields_on=(x, y), layers=['1'])
     assert found.layers.name.tolist() == ['1@8x8']
-    assert len(found.filters('1')) == 6
-    head = found.part('1')[1]                                                       # (4, 6, 8, 8)
+    assert len(found['1']) == len(found['1'].filters) == 6
+    head = found['1'].head                                                          # (4, 6, 8, 8)
     maps = net[:2](x).detach().unflatten(3, (8, 2)).unflatten(2, (8, 2)).mean((3, 5))
     slow = torch.stack([torch.einsum('bhw,khw->bk', maps[y == k, 2], head[:, 2]).mean(0) for k in range(4)])
-    assert torch.allclose(found.fields('1')[2].float(), slow, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found['1'].fields[2].float(), slow, rtol=1e-4, atol=1e-6)
 
 
 def test_vgg16_for_large_images_is_within_the_bound():
@@ -96,7 +97,7 @@ def test_vgg16_for_large_images_is_within_the_bound():
     (dict(arch='vgg6', weights='nowhere.safetensors'), 'weights: there is no file'),
 ])
 def test_bad_input_is_answered_with_one_sentence(given, said, tmp_path):
-    with pytest.raises(ParameterError) as e: filtered(start(runs=str(tmp_path), **given), [1])
+    with pytest.raises(ParameterError) as e: measure_run(start(runs=str(tmp_path), **given), [1])
     assert str(e.value).startswith(said)
     assert '\n' not in str(e.value)
 
@@ -125,7 +126,7 @@ def test_weights_of_ones_own_are_measured_without_training(tmp_path):
     write_tensors(tmp_path/'mine.safetensors', mine.state_dict())
     run = start(arch='vgg6', d=4, weights=str(tmp_path/'mine.safetensors'), runs=str(tmp_path/'runs'),
                 layer='all')
-    table = filtered(run, [5])
+    table = measure_run(run, [5]).layers
     assert not run.file('train.csv').exists()
     assert len(table) == 1
     other = start(arch='vgg6', d=4, runs=str(tmp_path/'runs'))

@@ -3,12 +3,13 @@ import itertools
 
 import numpy as np, pytest, torch
 
-from dlmech.filter import (DlmechError, clip, clusters, fields, layer_sums, measure_layer, normalised, pick,
-                           snr)
+from dlmech.filter import clip, fields, find_clusters, layer_sums, measure_layer, normalised, snr
+from dlmech.run import DlmechError
 
 
 def by_hand(B):
-    "Clusters of one matrix as lists of labels: grow each seed by every later free label with which the sub-block stays all ones."
+    """Clusters of one matrix as lists of labels: each seed grows by every later free label with which the
+    sub-block stays all ones."""
     taken, found = set(), []
     for seed in range(len(B)):
         if seed in taken or not B[seed, seed]: continue
@@ -24,7 +25,7 @@ def by_hand(B):
 def count_by_hand(B):
     "Internal and external noise, element by element."
     found = by_hand(B)
-    inside = {l for c in found for l in c}
+    inside = {label for c in found for label in c}
     internal = external = 0
     for i, j in itertools.product(range(len(B)), repeat=2):
         if not B[i, j] or any(i in c and j in c for c in found): continue
@@ -37,36 +38,38 @@ def count_by_hand(B):
 def test_random_matrices(K):
     g = torch.Generator().manual_seed(K)
     M = torch.randn(60, K, K, generator=g, dtype=torch.float64)
-    M += torch.eye(K) * torch.rand(60, 1, 1, generator=g) * 2 + torch.rand(60, 1, 1, generator=g)   # from sparse to nearly full
-    M[0] = -M[0].abs()
-    M[1] = 0
-    M[2] = 1
-    M[3] = torch.eye(K)  # negative, silent, all ones, diagonal
-    picked = pick(normalised(M))
+    diagonal, level = (torch.rand(60, 1, 1, generator=g) for _ in range(2))
+    M += torch.eye(K) * diagonal * 2 + level  # from sparse to nearly full
+    M[0] = -M[0].abs()                        # negative
+    M[1] = 0                                  # silent
+    M[2] = 1                                  # all ones
+    M[3] = torch.eye(K)
+    clusters = find_clusters(normalised(M))
     for f in range(len(M)):
         top = M[f].max().item()
         B = (M[f].numpy() / top > .3) if top > 0 else np.zeros((K, K), bool)
-        assert (picked.clipped[f].numpy() == B).all()
+        assert (clusters.clipped[f].numpy() == B).all()
         found = by_hand(B)
-        assert [(picked.cluster[f] == c).nonzero()[:, 0].tolist() for c in range(int(picked.cluster[f].max())+1)] == found
-        assert picked.sizes[f][picked.sizes[f] > 0].tolist() == [len(c) for c in found]
-        assert (picked.internal[f].item(), picked.external[f].item()) == count_by_hand(B)
-        assert picked.noise[f] == B.sum() - sum(len(c)**2 for c in found)
-    assert picked.sizes[0].sum() == picked.sizes[1].sum() == picked.noise[0] == picked.noise[1] == 0
-    assert picked.sizes[2].tolist() == [K] + [0]*(K-1)
-    assert picked.sizes[3].tolist() == [1]*K
+        numbers = range(int(clusters.cluster[f].max()) + 1)
+        assert [(clusters.cluster[f] == c).nonzero()[:, 0].tolist() for c in numbers] == found
+        assert clusters.sizes[f][clusters.sizes[f] > 0].tolist() == [len(c) for c in found]
+        assert (clusters.internal[f].item(), clusters.external[f].item()) == count_by_hand(B)
+        assert clusters.noise[f] == B.sum() - sum(len(c)**2 for c in found)
+    for f in (0, 1): assert clusters.sizes[f].sum() == clusters.noise[f] == 0
+    assert clusters.sizes[2].tolist() == [K] + [0]*(K-1)
+    assert clusters.sizes[3].tolist() == [1]*K
 
 
 @pytest.mark.parametrize('K', range(2, 13))
 def test_snr_is_what_counting_gives(K):
     g = torch.Generator().manual_seed(100 + K)
     normal = normalised(torch.randn(25, K, K, generator=g, dtype=torch.float64) + torch.eye(K))
-    picked = pick(normal)
-    S, N, ratio = snr(*layer_sums(normal, picked, torch.ones(25, dtype=bool))[:2], K)
-    B = picked.clipped.numpy()
+    clusters = find_clusters(normal)
+    S, N, ratio = snr(*layer_sums(normal, clusters, torch.ones(25, dtype=bool))[:2], K)
+    B = clusters.clipped.numpy()
     assert np.isclose(S, np.mean([B[:, i, i].sum() for i in range(K)]))
     assert np.isclose(N, np.mean([B[:, i, j].sum() for i in range(K) for j in range(K) if i != j]))
-    sizes, n = picked.sizes.numpy(), picked.noise.numpy()
+    sizes, n = clusters.sizes.numpy(), clusters.noise.numpy()
     assert np.isclose(ratio, (K-1) * sizes.sum(1).mean() / ((sizes*(sizes-1)).sum(1).mean() + n.mean()))
 
 

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 
-import dlmech.controls
-from dlmech.arch import Trunk
-from dlmech.controls import (NETWORKS, THRESHOLDS, at_threshold, came_back, control, draw_groups, group_count,
-                             group_means, grouped, reproduce, resampled,
-                             returns, shuffled, stability, stable_rows, tables_of, trend, trends, usual)
-from dlmech.data import Batches, ImageSet, get_data
-from dlmech.filter import clusters, fields, filtered, label_means
-from dlmech.model import start, success_rate, trained
-from dlmech.probe import probed
-from dlmech.run import ParameterError, generator, read_csv
-from test_notebooks import papermill
-
-TOP = Path(__file__).resolve().parent.parent
-TINY = dict(arch='vgg6', dataset='digits', d=2, epochs=1)
+import dlmech.study.controls as controls
+from dlmech.datasets import Batches, get_data
+from dlmech.filter import clusters, fields, label_means
+from dlmech.measurement import measure_run
+from dlmech.model import start, success_rate, train_or_load
+from dlmech.probe import heads_for
+from dlmech.run import clusters_of, generator, ParameterError, read_csv
+from dlmech.stats import trend
+from dlmech.study.controls import (at_threshold, came_back, draw_groups, group_count, grouped, layer_claims,
+                                   NETWORKS, reproduce, reproduction_files, resampled, return_rates, rows_of,
+                                   shuffled, stability, stable_rows, start_control, THRESHOLDS, trends,
+                                   winner_shares)
+from dlmech.trunk import Trunk
+from helpers import papermill, TINY, TOP
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +25,8 @@ def runs(tmp_path_factory): return str(tmp_path_factory.mktemp('runs'))
 
 @pytest.fixture(scope='module')
 def run(runs):
-    r = control('trained', **TINY, runs=runs)
-    filtered(r, [1, 2, 3, 4, 5])
+    r = start_control('trained', **TINY, runs=runs)
+    measure_run(r, [1, 2, 3, 4, 5])
     return r
 
 
@@ -42,26 +42,29 @@ def test_shuffled_labels_say_nothing_of_the_images(runs):
     assert not torch.equal(shuffled(data, 4).train.labels, s.train.labels)
     got = torch.stack([(s.train.labels == k)[data.train.labels == k].float().mean() for k in range(10)])
     assert got.max() < .25  # of each label about a tenth keep it
-    r = control('shuffled', **TINY | dict(epochs=2), runs=runs)
+    r = start_control('shuffled', **TINY | dict(epochs=2), runs=runs)
     assert r.path.parent.name == 'shuffled'
-    assert success_rate(trained(r), Batches(r.data.test, 100)) < .3
+    assert success_rate(train_or_load(r), Batches(r.data.test, 100)) < .3
     assert torch.equal(r.data.train.labels, data.train.labels)  # phases 2 and 3 get the true ones
 
 
 def test_another_threshold_from_the_kept_fields_is_that_of_a_new_run(run, runs):
-    new = filtered(start(**TINY, runs=runs, threshold=.5), [2, 5]).set_index('layer')
+    kept = measure_run(run)
+    new = measure_run(start(**TINY, runs=runs, threshold=.5), [2, 5]).layers.set_index('layer')
     for n in (2, 5):
-        row = at_threshold(run, n, .5)
+        row = at_threshold(kept[n], .5)
         assert set(row) == set(new.columns) - {'name', 'success_rate'}
         for k, v in row.items(): assert np.isclose(v, new[k][n], equal_nan=True), (n, k)
-    assert at_threshold(run, 5, .3)['noise'] != at_threshold(run, 5, .5)['noise']
+    assert at_threshold(kept[5], .3)['noise'] != at_threshold(kept[5], .5)['noise']
 
 
 def test_a_layer_is_measured_again_chunk_by_chunk(run, monkeypatch):
-    whole = at_threshold(run, 4, .4)
+    layer = measure_run(run)[4]
+    whole = at_threshold(layer, .4)
     import dlmech.filter
     monkeypatch.setattr(dlmech.filter, 'CHUNK', 300)                                 # three filters at a time
-    assert at_threshold(run, 4, .4) == pytest.approx(whole, nan_ok=True)
+    assert len(controls.chunks(len(layer), 100)) > 1
+    assert at_threshold(layer, .4) == pytest.approx(whole, nan_ok=True)
 
 
 def as_sets(cluster):
@@ -81,7 +84,7 @@ def test_a_cluster_came_back_if_the_same_set_is_there():
 def test_drawing_groups_of_one_image_is_drawing_images(run):
     """The bootstrap of fields against its definition: every image's own field, drawn with replacement,
     averaged."""
-    net, heads = probed(run, [4])
+    net, heads = heads_for(run, [4])
     least = int(run.data.test.labels.bincount().min())
     index = torch.cat([(run.data.test.labels == k).nonzero()[:least, 0] for k in range(10)])
     images = run.data.test.at(index)                                                 # as many of each label
@@ -115,8 +118,9 @@ def test_sure_clusters_are_stable_and_coin_flips_are_not():
     M[0, 1] = M[1, 0] = .9  # {0, 1} far above the threshold
     edge = M.clone()
     edge[0, 1] = .3  # {0, 1} hangs on an element at it
-    of_groups = torch.stack([M, edge])[:, :, None].repeat(1, 1, G, 1) + .05 * torch.randn(2, K, G, K, generator=generator(0), dtype=torch.float64)
-    table = returns(of_groups, torch.full((K, G), 10), draw_groups(K, G, 300))
+    noise = torch.randn(2, K, G, K, generator=generator(0), dtype=torch.float64)
+    of_groups = torch.stack([M, edge])[:, :, None].repeat(1, 1, G, 1) + .05 * noise
+    table = return_rates(of_groups, torch.full((K, G), 10), draw_groups(K, G, 300))
     sure, other = (table[table['filter'] == f] for f in (0, 1))
     assert sure['size'].tolist() == [2, 1]
     assert (sure.back == 1).all()
@@ -128,9 +132,8 @@ def test_stability_counts_the_clusters_of_phase_3(run):
     kept = stability(run, [2, 5], B=10)
     for n in (2, 5):
         table, mine = read_csv(run.tables/f'filters-{n}.csv'), kept[kept.layer == n]
-        sizes = table.sizes.map(lambda t: [int(v) for v in t.split()])
-        assert mine.groupby('filter')['size'].apply(list).to_dict() == {f: s for f, s in enumerate(sizes)
-                                                                        if s}
+        sizes = {f: [len(c) for c in clusters_of(row)] for f, row in table.iterrows()}
+        assert mine.groupby('filter')['size'].apply(list).to_dict() == {f: s for f, s in sizes.items() if s}
     rows = stable_rows(kept)
     assert rows.clusters.sum() == len(kept)
     assert (rows.stable <= rows.clusters).all()
@@ -150,27 +153,27 @@ def test_groups_are_of_equal_size_and_no_label_is_without(run):
 def test_a_reproduction_goes_on_where_it_was_cut(runs, tmp_path, monkeypatch):
     asked = dict(seeds=2, networks=['trained', 'untrained'], resamples=5, folder=str(tmp_path), **TINY,
                  runs=runs)
-    real, calls = dlmech.controls.finished_run, []
+    real, calls = controls.measure_control, []
     def cut(*a, **k):
         if len(calls) == 2: raise KeyboardInterrupt
         calls.append(a)
         return real(*a, **k)
-    monkeypatch.setattr(dlmech.controls, 'finished_run', cut)
+    monkeypatch.setattr(controls, 'measure_control', cut)
     with pytest.raises(KeyboardInterrupt): reproduce(**asked)
-    files = tables_of(tmp_path, **TINY)
+    files = reproduction_files(tmp_path, **TINY)
     assert files[0].name == 'reproduction-vgg6-digits-d2-fast1-layers.csv'
     assert set(read_csv(files[0]).network) == {'trained', 'untrained'}
     assert set(read_csv(files[0]).seed) == {0}
-    monkeypatch.setattr(dlmech.controls, 'finished_run', real)
+    monkeypatch.setattr(controls, 'measure_control', real)
     made = {p: p.stat().st_mtime_ns for p in Path(runs).rglob('control-*.csv')}
     table, kept = reproduce(**asked)
     assert set(table.seed) == set(kept.seed) == {0, 1}
     assert len(table) == 4 * 5 * (len(THRESHOLDS) + 1)
     assert {p: p.stat().st_mtime_ns for p in made} == made
     layers = read_csv(start(**TINY, runs=runs).tables/'layers.csv')  # the rows are those of layers.csv
-    assert np.allclose(usual(table)[lambda t: t.seed == 0].sort_values('layer')[['success_rate', 'snr',
-                                                                                 'noise', 'cluster_size']],
-                       layers[['success_rate', 'snr', 'noise', 'cluster_size']], atol=1e-5)
+    columns = ['success_rate', 'snr', 'noise', 'cluster_size']
+    mine = rows_of(table)[lambda t: t.seed == 0].sort_values('layer')
+    assert np.allclose(mine[columns], layers[columns], atol=1e-5)
 
 
 def test_what_cannot_be_is_refused():
@@ -184,25 +187,58 @@ def test_what_cannot_be_is_refused():
 
 def test_a_control_takes_no_weights_that_are_given(runs):
     with pytest.raises(ParameterError, match='weights: a network that is untrained draws its own'):
-        control('untrained', **TINY | dict(weights=str(TOP/'dlmech'/'zoo'/'vgg6-cifar10-d64-fast-seed0.safetensors')), runs=runs)
+        weights = TOP/'dlmech'/'zoo'/'vgg6-cifar10-d64-fast-seed0.safetensors'
+        start_control('untrained', **TINY | dict(weights=str(weights)), runs=runs)
 
 
 def test_verdicts_ask_every_seed():
-    rows = pd.DataFrame([dict(network=n, images='test', threshold=.3, seed=s, layer=l,
-                              v=(l if n == 'trained' or s == 0 else -l)) for n in ('trained', 'untrained')
-                              for s in (0, 1) for l in (1, 2, 3)])
+    rows = pd.DataFrame([dict(network=network, images='test', threshold=.3, seed=seed, layer=n,
+                              v=(n if network == 'trained' or seed == 0 else -n))
+                         for network in ('trained', 'untrained') for seed in (0, 1) for n in (1, 2, 3)])
     t = trends(rows, 'v', 1)
     assert t.verdict.to_dict() == {'trained': 'holds', 'untrained': 'does not hold here'}
     assert t.steps.tolist() == ['4 of 4', '2 of 4']
-    assert trend(usual(rows), 'v', -1)['verdict'] == 'does not hold here'
+    assert trend(rows_of(rows), 'v', -1)['verdict'] == 'does not hold here'
     assert t.change['trained'] == '+2 ± 0'
+
+
+def known_tables():
+    """Two layers of two networks with two seeds each: SR and SNR rise in the trained one alone, the noise
+    falls in both; layer 2 is one pixel."""
+    rows, kept = [], []
+    for network in ('trained', 'untrained'):
+        rise = network == 'trained'
+        for seed in (0, 1):
+            for n in (1, 2):
+                share = 1. if n == 2 else .95 if rise else .7
+                rows.append(dict(network=network, images='test', threshold=.3, seed=seed, layer=n,
+                                 pixels=4 if n == 1 else 1, winner_share=share, success_rate=.5 + .1*n*rise,
+                                 snr=1 + n*rise, noise=10 - n, n_clusters=1.5,
+                                 cluster_size=2. if seed == 0 else 3.5))
+                kept += [dict(network=network, seed=seed, layer=n, size=size, clusters=10, back=.9,
+                              stable=8 if size == 1 else 6) for size in (1, 2)]
+    return pd.DataFrame(rows), pd.DataFrame(kept)
+
+
+def test_claims_about_known_layers():
+    table, kept = known_tables()
+    claims = layer_claims(table, kept).set_index('claim')
+    assert claims.verdict.tolist() == ['holds', 'holds', 'holds, and without learning too (untrained)',
+                                       'holds in part', 'holds']
+    assert claims.index[3] == 'filters of the last layer pick small clusters'
+    numbers = claims['measured'].tolist()
+    assert numbers[0] == '0.6 → 0.7; last - first +0.1 ± 0'
+    assert numbers[3].startswith('Cs 2.750 ± ')
+    assert numbers[3].endswith('stable: 0.700 ± 0.000 of the clusters')
+    assert numbers[4] == 'winner share 0.95 to 0.95'
+    assert winner_shares(table).columns.tolist() == [1]  # in layer 2 the share is 1 by construction
 
 
 def test_the_notebook_of_the_claims_runs_on_what_it_is_asked_for(tmp_path):
     "From nothing, by papermill: three networks, three seeds, all claims."
     asked = TINY | dict(labels='0,3,7', runs=tmp_path/'runs')
     done = papermill('05_reproduction', tmp_path/'out.ipynb', *(f'{k}={v}' for k, v in asked.items()),
-                     cwd=tmp_path, timeout=900)
+                     cwd=tmp_path, timeout=3600)
     assert done.returncode == 0, done.stderr[-2000:]
     table = read_csv(tmp_path/'runs'/'reproduction-vgg6-digits-labels0+3+7-d2-fast1-layers.csv')
     assert set(table.network) == set(NETWORKS)

@@ -1,15 +1,21 @@
 "The explorer as a user meets it: its controls driven by value, and a real JupyterLab in a real browser."
-import io, json, os, shutil, socket, subprocess, sys, time, urllib.request
+import html, io, json, os, secrets, shutil, socket, subprocess, sys, time, urllib.request
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-from dlmech.explore import SWITCH, Explorer, filter_view, as_png, open_finished
-from dlmech.filter import filtered
+import dlmech, dlmech.look.views, dlmech.measurement
+from dlmech.arch import get_model
+from dlmech.datasets import get_data, to_float
+from dlmech.look.explore import Explorer
+from dlmech.look.views import as_png, filter_view, image_fields, shown_images
+from dlmech.measurement import measure_run
 from dlmech.model import start
 from dlmech.run import DlmechError
+from dlmech.silence import image_labels, SWITCH
 
 TOP = Path(__file__).resolve().parent.parent
 SMALL = dict(arch='vgg6', dataset='digits', layer='all', d=4)
@@ -21,7 +27,7 @@ ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg',
 def run(tmp_path_factory):
     "A small finished run."
     r = start(**SMALL, runs=str(tmp_path_factory.mktemp('runs')))
-    filtered(r, [3, 4, 5])
+    measure_run(r, [3, 4, 5])
     return r
 
 
@@ -29,14 +35,14 @@ def run(tmp_path_factory):
 def explorer(run): return Explorer(run)
 
 
-def shown(e): return {k: p.value for k, p in e.pictures.items()}
+def shown(e): return {k: p.value for k, p in e.screen.pictures.items()}
 def picture(size=(50, 40), mode='L', fmt='png'):
     out = io.BytesIO()
     Image.linear_gradient('L').resize(size).convert(mode).save(out, fmt)
     return out.getvalue()
 def upload(e, name, content):
-    e.c['upload'].value = ({'name': name, 'type': '', 'size': len(content), 'content': memoryview(content),
-                            'last_modified': datetime.now()},)
+    e.controls['upload'].value = ({'name': name, 'type': '', 'size': len(content),
+                                   'content': memoryview(content), 'last_modified': datetime.now()},)
     e.flush()
 
 
@@ -48,106 +54,180 @@ def upload(e, name, content):
     ('switch', SWITCH[1], {'silence'})])
 def test_a_control_changes_what_it_should_and_nothing_else(explorer, control, value, changed):
     before = shown(explorer)
-    explorer.c[control].value = value
+    explorer.controls[control].value = value
     explorer.flush()
     assert {k for k, v in shown(explorer).items() if v != before[k]} == changed
-    assert explorer.texts['said'].value == ''
+    assert explorer.said.value == ''
 
 
 def test_what_is_on_the_screen_is_what_the_function_draws(explorer):
-    explorer.c['layer'].value = 4
-    for f in (3, 9, 20): explorer.c['filter'].value = f
+    explorer.controls['layer'].value = 4
+    for f in (3, 9, 20): explorer.controls['filter'].value = f
     explorer.flush()
-    fresh = as_png(filter_view(explorer.run, 4, 20, .3, 0))
+    fresh = as_png(filter_view(explorer.m, 4, 20, .3, 0))
     a, b = (np.asarray(Image.open(io.BytesIO(png))).astype(int)
-            for png in (explorer.pictures['matrix'].value, fresh))
+            for png in (explorer.screen.pictures['matrix'].value, fresh))
     assert a.shape == b.shape
     assert (a != b).mean() < .005
 
 
 def test_the_switch_gives_the_network_back_exactly(explorer):
-    net = explorer.run.net
+    net = explorer.m.net
     weights = {k: v.clone() for k, v in net.state_dict().items()}
     modes = [m.training for m in net.modules()]
-    image = explorer.pictures['silence'].value
+    image = explorer.screen.pictures['silence'].value
     for position in (*SWITCH[1:], SWITCH[0]):
-        explorer.c['switch'].value = position
+        explorer.controls['switch'].value = position
         explorer.flush()
     assert all(torch.equal(v, weights[k]) for k, v in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
     assert not any(m._forward_hooks for m in net.modules())
-    assert explorer.pictures['silence'].value == image
+    assert explorer.screen.pictures['silence'].value == image
 
 
 def test_a_wrong_upload_is_refused_and_the_explorer_lives_on(explorer):
     before = shown(explorer)
     for content in (b'not an image', picture()[:60], b''):
         upload(explorer, '<b>cat</b>.png', content)
-        assert '&lt;b&gt;cat&lt;/b&gt;.png cannot be read as an image' in explorer.texts['said'].value
-        assert explorer.picture is None
+        assert '&lt;b&gt;cat&lt;/b&gt;.png cannot be read as an image' in explorer.said.value
+        assert explorer.controls.upload is None
     assert shown(explorer) == before
     upload(explorer, 'grey.png', picture())
-    assert 'grey.png: 50 x 40 pixels, L; made 32 x 32, RGB' in explorer.texts['said'].value
-    assert explorer.pictures['image'].value != before['image']
-    assert not explorer.c['back'].disabled
-    one = explorer.pictures['image'].value
+    assert 'grey.png: 50 x 40 pixels, L; made 32 x 32, RGB' in explorer.said.value
+    assert explorer.screen.pictures['image'].value != before['image']
+    assert not explorer.controls['back'].disabled
+    one = explorer.screen.pictures['image'].value
     upload(explorer, 'photo.jpg', picture((300, 200), 'RGB', 'jpeg'))
-    explorer.c['filter'].value = 5
+    assert explorer.screen.pictures['image'].value != one
+    explorer.controls['filter'].value = 5
     explorer.flush()
-    assert explorer.pictures['image'].value != one
-    explorer.c['filter'].value = 0
-    explorer.c['back'].click()
+    assert explorer.screen.pictures['image'].value != one
+    explorer.controls['filter'].value = 0
+    explorer.controls['back'].click()
     explorer.flush()
     assert shown(explorer)['image'] == before['image']
 
 
-def test_save_writes_both_and_says_the_call_that_makes_it_again(explorer):
-    import dlmech.explore
+def test_save_writes_both_and_says_the_call_that_makes_it_again(explorer, run):
+    "The call is for a Python that has done `import dlmech` and `from dlmech.look.views import *`."
+    views = dlmech.look.views
+    known = {'dlmech': dlmech} | {name: getattr(views, name) for name in views.__all__}
     upload(explorer, 'grey.png', picture())
-    for view in explorer.pictures:
-        explorer.c['view'].value = view
-        explorer.c['save'].click()
-        said = explorer.texts['said'].value
-        assert 'open_finished(' in said, said
-        line = said.split('svg: ')[1].split('</span>')[0].replace('&#x27;', "'")
-        assert eval(line, vars(dlmech.explore)).axes
-    assert {p.suffix for p in (explorer.run.path/'figures').iterdir()} == {'.png', '.svg'}
+    for view in explorer.screen.pictures:
+        explorer.controls['view'].value = view
+        explorer.controls['save'].click()
+        said = explorer.said.value
+        assert 'dlmech.open(' in said, said
+        line = html.unescape(said.split('svg: ')[1].split('</span>')[0])
+        assert eval(line, dict(known)).axes
+    assert {p.suffix for p in (run.path/'figures').iterdir()} == {'.png', '.svg'}
 
 
 def test_a_run_that_is_not_finished_says_what_makes_it(tmp_path):
     with pytest.raises(DlmechError, match='is no finished run .* papermill 03_filter.ipynb out.ipynb'):
-        open_finished(tmp_path/'nothing')
+        dlmech.explore(tmp_path/'nothing')
     (tmp_path/'half').mkdir()
     (tmp_path/'half'/'config.json').write_text(json.dumps(dict(arch='vgg6', dataset='digits', labels=[0, 3],
                                                                d=4, seed=0, recipe='fast', epochs=0,
                                                                layers=[])))
     with pytest.raises(DlmechError, match='make one with papermill 03_filter.ipynb out.ipynb -p arch vgg6 '
                                           '-p labels 0,3 -p d 4$'):
-        open_finished(tmp_path/'half')
+        dlmech.explore(tmp_path/'half')
 
 
 def test_without_its_images_a_run_still_shows_its_matrices(run, tmp_path, monkeypatch):
-    import dlmech.explore
     def missing(*a, **k): raise DlmechError('dataset: it is not here')
-    monkeypatch.setattr(dlmech.explore, 'get_data', missing)
+    monkeypatch.setattr(dlmech.measurement, 'get_data', missing)
     e = Explorer(run.path)
-    assert e.pictures['matrix'].value
-    assert not e.pictures['image'].value
-    assert 'it is not here' in e.texts['said'].value
+    assert e.screen.pictures['matrix'].value
+    assert not e.screen.pictures['image'].value
+    assert 'it is not here' in e.said.value
 
 
 def test_another_run_beside_it_can_be_chosen(run, tmp_path):
     both = shutil.copytree(run.path, tmp_path/'a').parent
     small = start(**SMALL | dict(d=2, labels='0,3,7', epochs=1), runs=str(both))
-    filtered(small, [5])
+    measure_run(small, [5])
     e = Explorer(small)
-    assert e.c['filter'].max == 15
-    assert len(e.c['run'].options) == 2
-    e.c['run'].value = 'a'
+    assert e.controls['filter'].max == 15
+    assert len(e.controls['run'].options) == 2
+    e.controls['run'].value = 'a'
     e.flush()
-    assert e.c['filter'].max == 31
-    assert e.c['label'].options[-1] == ('9', 9)
-    assert e.texts['said'].value == ''
+    assert e.controls['filter'].max == 31
+    assert e.controls['label'].options[-1] == ('9', 9)
+    assert e.said.value == ''
+
+
+def test_a_run_its_folder_and_its_measurement_open_the_same(run):
+    given = run, run.path, str(run.path), dlmech.open(run.path), measure_run(run, [3, 4, 5])
+    first, *others = [shown(dlmech.explore(g)) for g in given]
+    assert all(first.values())
+    for other in others: assert other == first
+
+
+class Turned(Dataset):
+    "Images by somebody else's transform, with labels that only going through them tells."
+    def __init__(self, images): self.images = images
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i):
+        picture, label = self.images[i]
+        return to_float(picture[None])[0].flip(0), label
+
+
+@pytest.fixture(scope='module')
+def three(): return get_data('digits', labels=[0, 3, 7])
+
+
+@pytest.mark.parametrize('form', ['own', 'tensors', 'dataset', 'loader'])
+def test_a_network_of_ones_own_opens_with_the_images_it_was_measured_on(three, form, tmp_path, monkeypatch):
+    as_form = dict(own=lambda s: s, tensors=lambda s: (to_float(s.images), s.labels), dataset=Turned,
+                   loader=lambda s: DataLoader(Turned(s), 32, shuffle=True))[form]
+    images = as_form(three.test)
+    net = get_model('vgg6', 3, d=2).train()
+    m = dlmech.measure(net, as_form(three.train), images, layers=['layers.4', 'layers.5'], recipe='ridge')
+    e = dlmech.explore(m)
+    e.controls['label'].index = 2
+    e.controls['image'].value = 1
+    e.controls['layer'].value = 4
+    e.flush()
+    assert e.said.value == ''
+    assert all(shown(e).values())
+    assert e.controls['run'].options == (m.title,)
+    assert image_labels(shown_images(m))[e.controls.state().image] == 2
+    mean = torch.stack([image_fields(m, 4, i)[3]                      # what one image gives, on average
+                        for i in (image_labels(images) == 2).nonzero()[:, 0].tolist()]).mean(0)
+    assert torch.allclose(mean.double(), m[4].field(3)[2], rtol=1e-3, atol=1e-4*m[4].field(3).abs().max())
+    before = shown(e)
+    e.controls['switch'].value = SWITCH[1]
+    e.flush()
+    assert shown(e)['silence'] != before['silence']
+    assert net.training
+    upload(e, 'grey.png', picture())
+    assert ('made 32 x 32' in e.said.value) == (form == 'own')
+    assert ('is not known' in e.said.value) == (form != 'own')
+    monkeypatch.chdir(tmp_path)
+    e.controls['save'].click()
+    assert 'filter_view(m, 4, 0, 0.3, 2)' in e.said.value
+    assert {p.suffix for p in (tmp_path/'figures').iterdir()} == {'.png', '.svg'}
+
+
+def test_a_saved_measurement_shows_as_much_as_it_is_given(three, tmp_path):
+    net = get_model('vgg6', 3, d=2)
+    m = dlmech.measure(net, three.train, three.test, layers='layers.5', recipe='ridge')
+    folder = m.save(tmp_path/'mine')
+    bare, with_images = dlmech.explore(folder), dlmech.explore(dlmech.open(folder, images=three.test))
+    everything = dlmech.explore(dlmech.open(folder, net, three.test))
+    whole = shown(dlmech.explore(m))
+    assert {k for k, v in shown(bare).items() if v} == {'matrix', 'curves'}
+    assert 'holds no images' in bare.said.value
+    assert {k for k, v in shown(with_images).items() if v} == {'matrix', 'curves', 'images'}
+    assert 'holds no net' in with_images.said.value
+    assert shown(everything) == whole
+    for e in bare, with_images, everything:
+        before = e.screen.pictures['matrix'].value
+        e.controls['filter'].value = 3
+        e.flush()
+        assert e.screen.pictures['matrix'].value != before
 
 
 # ---- JupyterLab in a browser
@@ -185,21 +265,22 @@ def lab(tmp_path_factory, run):
                  'JUPYTERLAB_SETTINGS_DIR': str(tmp/'settings'),
                  'JUPYTERLAB_WORKSPACES_DIR': str(tmp/'workspaces'), 'MPLCONFIGDIR': str(tmp/'mpl')}
     env.pop('MPLBACKEND')
+    token = secrets.token_hex(16)
     args = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1',
-            f'--port={port}', '--IdentityProvider.token=t', '--LabApp.expose_app_in_browser=True',
+            f'--port={port}', f'--IdentityProvider.token={token}', '--LabApp.expose_app_in_browser=True',
             f'--notebook-dir={tmp}']
     with open(tmp/'log', 'w') as log: p = subprocess.Popen(args, env=env, cwd=tmp, stdout=log, stderr=log)
     try:
         deadline = time.time() + 90
         while True:
             try:
-                urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=t', timeout=5)
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token={token}', timeout=5)
                 break
             except OSError:
                 assert time.time() < deadline, (tmp/'log').read_text()[-3000:]
                 assert p.poll() is None, (tmp/'log').read_text()[-3000:]
                 time.sleep(.3)
-        yield f'http://127.0.0.1:{port}/lab/tree/06_explore.ipynb?token=t&reset'
+        yield f'http://127.0.0.1:{port}/lab/tree/06_explore.ipynb?token={token}&reset'
     finally:
         p.terminate()
         try: p.wait(20)
@@ -213,7 +294,8 @@ def chromium():
                               reason='playwright is not installed, so no browser opens the explorer')
     path = shutil.which('chromium') or shutil.which('chromium-browser')
     if not path: pytest.skip('there is no chromium, so no browser opens the explorer')
-    flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage'
+    flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+             '--disable-component-update --disable-sync --disable-dev-shm-usage')
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=flags.split())
         yield browser
@@ -223,20 +305,37 @@ def chromium():
 ERRORS = '''() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type == 'code')
     .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type == 'error').map(o => o.evalue)'''
 PICTURES = "() => [...document.querySelectorAll('img.widget-image')].map(i => i.src)"
+CHANGED = f"""([old, which]) => {{
+    const now = ({PICTURES})();
+    return which.every(i => now[i] && now[i] != old[i]);
+}}"""
+KERNEL = "window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status"
+
+
+def at_rest(page):
+    "Waits until no picture changes for a second and a half; all pictures then."
+    deadline, old = time.time() + 60, None
+    while (now := page.evaluate(PICTURES)) != old:
+        assert time.time() < deadline, 'the pictures do not come to rest'
+        old = now
+        page.wait_for_timeout(1500)
+    return now
 
 
 def changed(page, before, which):
     "Waits until these pictures are others and all have come to rest; all pictures then."
-    page.wait_for_function('([old, which]) => '
-                           f'{{ const now = ({PICTURES})(); return which.every(i => now[i] && now[i] != old[i]) }}', arg=[before, which], timeout=30_000)
-    page.wait_for_timeout(1500)
-    return page.evaluate(PICTURES)
+    page.wait_for_function(CHANGED, arg=[before, which], timeout=60_000)
+    return at_rest(page)
+
+
+def control(page, kind, name):
+    "The control of that kind with that label."
+    return page.locator(kind, has=page.locator('.widget-label', has_text=name))
 
 
 def drag(page, name, by):
     "Drags a slider's handle by so many pixels, fast."
-    slider = page.locator('.widget-inline-hbox', has=page.locator('.widget-label',
-                                                                  has_text=name)).locator('.noUi-handle').first
+    slider = control(page, '.widget-inline-hbox', name).locator('.noUi-handle').first
     slider.scroll_into_view_if_needed()
     box = slider.bounding_box()
     x, y = box['x'] + box['width']/2, box['y'] + box['height']/2
@@ -261,18 +360,17 @@ def test_in_a_real_jupyterlab(lab, chromium, tmp_path):
     page.set_default_timeout(60_000)
     page.goto(lab)
     page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length > 20')
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status == 'idle'")
+    page.wait_for_function(f"() => {KERNEL} == 'idle'")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     page.wait_for_function(f'() => ({PICTURES})().filter(s => s).length >= 5 || ({ERRORS})().length',
                            timeout=180_000)
     assert page.evaluate(ERRORS) == []
-    page.wait_for_timeout(1500)
-    first = page.evaluate(PICTURES)
+    page.wait_for_function(f"() => {KERNEL} == 'idle'", timeout=180_000)                 # all cells have run
+    first = at_rest(page)
     drag(page, 'filter', 60)
     second = changed(page, first, [0, 2, 3])  # matrix, images, image
     assert second[1] == first[1]                                                          # the curves stay
-    page.locator('.widget-dropdown', has=page.locator('.widget-label',
-                                                      has_text='network')).locator('select').select_option(SWITCH[2])
+    control(page, '.widget-dropdown', 'network').locator('select').select_option(SWITCH[2])
     second = changed(page, second, [4])
     if folder := os.environ.get('DLMECH_SCREENSHOTS'): screenshots(page, folder)
     drag(page, 'layer', -150)

@@ -2,9 +2,9 @@
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dlmech.data import Batches, ImageSet
-from dlmech.filter import fields, label_means, normalised, pick
 from dlmech.arch import get_model
+from dlmech.datasets import Batches, ImageSet
+from dlmech.filter import fields, find_clusters, label_means, normalised
 from dlmech.run import generator
 
 seeds = st.integers(0, 10**6)
@@ -31,7 +31,7 @@ def test_scaling_a_filter_changes_no_cluster(seed, K, scale):
     means, weight = case(seed, K)
     scaled = weight.clone()
     scaled[:, 2] *= scale
-    a, b = pick(normalised(fields(means, weight))), pick(normalised(fields(means, scaled)))
+    a, b = find_clusters(normalised(fields(means, weight))), find_clusters(normalised(fields(means, scaled)))
     # an element may stand exactly at the threshold up to rounding; those few cases say nothing
     if (normalised(fields(means, weight)) - .3).abs().min() > 1e-9:
         assert a.cluster.equal(b.cluster)
@@ -43,7 +43,7 @@ def test_scaling_a_filter_changes_no_cluster(seed, K, scale):
 def test_more_of_the_same_fields_above_a_lower_threshold(seed, K, step):
     means, weight = case(seed, K)
     normal = normalised(fields(means, weight))
-    assert not (pick(normal, step/31).clipped < pick(normal, (step+.5)/31).clipped).any()
+    assert not (find_clusters(normal, step/31).clipped < find_clusters(normal, (step+.5)/31).clipped).any()
 
 
 def images(seed, N, K):

@@ -1,10 +1,10 @@
-"""Phase 3 against its definition, computed the slow way and sharing no code with the package:
-copy the head, set every weight to zero but one filter's, send every image through, average the outputs by label."""
+"""Phase 3 against its definition, computed the slow way and sharing no code with the package: copy the head,
+set every weight to zero but one filter's, send every image through, average the outputs by label."""
 import numpy as np, pytest, torch
 from torch import nn
 
-from dlmech.data import Batches
-from dlmech.filter import Responses, fields, observe
+from dlmech.datasets import Batches
+from dlmech.filter import fields, observe, Responses
 from dlmech.probe import Heads
 
 
@@ -73,7 +73,7 @@ def test_images_that_drive_a_filter_are_found_by_their_number(trained_digits):
     p = heads.paths[-1]
     _, responses = observe(net, [p], Batches(data.test, 64), 10, heads)[p]
     images = torch.stack([data.test[i][0] for i in range(len(data.test))])
-    maps = net.layers((images.permute(0, 3, 1, 2).float()/127.5 - 1)).detach()  # in the set's own order
+    maps = net.layers(images.permute(0, 3, 1, 2).float()/127.5 - 1).detach()  # in the set's own order
     each = torch.einsum('nchw,kchw->nck', maps, heads.weight(p))
     for f in range(maps.shape[1]):
         if responses.wins[f].sum() < 8: continue
@@ -106,7 +106,7 @@ def test_winners_and_silence_where_many_fields_are_equal(low, high):
     for b in torch.arange(30).split(7): r.add(maps[b], b)
     fires, best = (each != 0).any(2), each.amax(2)
     assert torch.equal(r.wins.sum(1), fires.sum(0))
-    assert ((low, high) != (-2, 0) or ((best == 0) & fires).any())
+    assert (low, high) != (-2, 0) or ((best == 0) & fires).any()
     for f in range(40):
         assert all(n <= (each[fires[:, f], f, k] == best[fires[:, f], f]).sum() for k,
                    n in enumerate(r.wins[f].tolist()))

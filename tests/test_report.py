@@ -4,11 +4,13 @@ from html.parser import HTMLParser
 
 import pytest
 
+import dlmech, dlmech.look.report, dlmech.measurement
+from dlmech.arch import get_model
 from dlmech.cli import main
-from dlmech.explore import open_finished
-from dlmech.filter import filtered
+from dlmech.datasets import get_data
+from dlmech.measurement import measure_run
 from dlmech.model import start
-import dlmech.report
+from dlmech.run import DlmechError
 
 
 @pytest.fixture(scope='module')
@@ -16,7 +18,7 @@ def run(tmp_path_factory):
     "A small finished run with its report."
     r = start(arch='vgg6', dataset='digits', layer='all', d=2, epochs=1,
               runs=str(tmp_path_factory.mktemp('runs')))
-    filtered(r, [4, 5])
+    measure_run(r, [4, 5])
     done = subprocess.run([sys.executable, '-c',
                            'import sys; from dlmech.cli import main; sys.exit(main(sys.argv[1:]))', 'report',
                            str(r.path)], capture_output=True, text=True, timeout=120)
@@ -57,18 +59,21 @@ def test_every_filter_has_a_page_and_every_link_a_target(run):
 
 
 def test_it_says_what_the_tables_say(run):
-    table = open_finished(run.path).layer(5).table
-    said = re.findall(r'<a href="5/(\d+)\.html">\d+</a></td><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td>', (run.path/'report'/'index.html').read_text())
-    assert [(int(f), float(c), float(l), float(n)) for f, _, c, l,
-            n in said] == list(table[['filter', 'n_clusters', 'n_labels',
-                                      'noise']].itertuples(index=False, name=None))
+    table = dlmech.open(run.path)[5].filters
+    cell = r'<td>([^<]*)</td>'
+    index = (run.path/'report'/'index.html').read_text()
+    said = re.findall(rf'<a href="5/(\d+)\.html">\d+</a></td>{cell*4}', index)
+    columns = table[['filter', 'n_clusters', 'n_labels', 'noise']]
+    assert len(said) == 16
+    assert [(int(f), float(found), float(labels), float(noise))
+            for f, _, found, labels, noise in said] == list(columns.itertuples(index=False, name=None))
 
 
 def test_a_report_that_fails_leaves_the_old_one(run, monkeypatch):
     before = (run.path/'report'/'index.html').read_text()
     def dies(*a): raise KeyboardInterrupt
-    monkeypatch.setattr(dlmech.report, 'index_page', dies)
-    with pytest.raises(KeyboardInterrupt): dlmech.report.report(open_finished(run.path))
+    monkeypatch.setattr(dlmech.look.report, 'index_page', dies)
+    with pytest.raises(KeyboardInterrupt): dlmech.report(dlmech.open(run.path))
     assert (run.path/'report'/'index.html').read_text() == before
     assert not list(run.path.glob('.report*'))
 
@@ -77,6 +82,29 @@ def test_no_finished_run_is_one_sentence(tmp_path, capsys):
     assert main(['report', str(tmp_path)]) == 2
     assert re.fullmatch(r'dlmech: .* is no finished run \(there is no config.json\); make one with '
                         r'papermill 03_filter.ipynb out.ipynb\n', capsys.readouterr().err)
+
+
+def test_without_its_data_set_a_run_keeps_its_report_and_says_why(run, monkeypatch):
+    before = (run.path/'report'/'5'/'0.html').read_text()
+    def missing(*a, **k): raise DlmechError('dataset: it is not here')
+    monkeypatch.setattr(dlmech.measurement, 'get_data', missing)
+    with pytest.raises(DlmechError, match='it is not here'): dlmech.report(dlmech.open(run.path))
+    assert (run.path/'report'/'5'/'0.html').read_text() == before
+
+
+def test_a_measurement_of_ones_own_has_a_report_where_one_says(tmp_path):
+    data = get_data('digits', labels=[0, 3, 7])
+    m = dlmech.measure(get_model('vgg6', 3, d=2), data.train, data.test, layers='layers.5', recipe='ridge')
+    with pytest.raises(DlmechError, match='save it first, or name one'): dlmech.report(m)
+    index = dlmech.report(m, tmp_path/'of memory')
+    assert index == tmp_path/'of memory'/'index.html'
+    assert (tmp_path/'of memory'/'5'/'15.html').read_text().count('data:image/png') == 2
+    saved = dlmech.report(dlmech.open(m.save(tmp_path/'mine')))
+    assert saved == tmp_path/'mine'/'report'/'index.html'
+    assert saved.read_text() == index.read_text()
+    page = (tmp_path/'mine'/'report'/'5'/'15.html').read_text()
+    assert page.count('data:image/png') == 1
+    assert 'holds no images' in page
 
 
 def test_the_table_sorts_in_a_browser(run):
@@ -89,8 +117,9 @@ def test_the_table_sorts_in_a_browser(run):
                                        args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
         page = browser.new_page(viewport=dict(width=1280, height=1000))
         page.goto((run.path/'report'/'index.html').as_uri())
-        noise = lambda: [float(t) for t in page.locator('table').last.locator('tbody tr td:nth-child(5)').all_text_contents()]
-        head = page.locator('table').last.locator('th', has_text='noise').first
+        table = page.locator('table').last
+        noise = lambda: [float(t) for t in table.locator('tbody tr td:nth-child(5)').all_text_contents()]
+        head = table.locator('th', has_text='noise').first
         head.click()
         assert noise() == sorted(noise())
         head.click()

@@ -1,17 +1,22 @@
 "A run's folder is a contract; a run can be killed and goes on; two may ask for it at once."
-import json, os, shutil, signal, subprocess, sys, time
+import ast, inspect, json, os, re, shutil, signal, subprocess, sys, time
+from pathlib import Path
 
 import pandas as pd, pytest, torch, torchvision
 from safetensors.torch import load_file
 
-from dlmech.filter import filtered, fields, label_means
-from dlmech.data import Batches
-from dlmech.model import start, trained
-from dlmech.run import DlmechError, ParameterError
+import dlmech.probe
+from dlmech.datasets import Batches
+from dlmech.filter import fields, label_means
+from dlmech.measurement import measure_run
+from dlmech.model import get_recipe, start, train, train_or_load
+from dlmech.probe import PROBE_RECIPES, train_heads
+from dlmech.run import DlmechError, ParameterError, Parameters
 
 SMALL = dict(arch='vgg6', dataset='digits', layer='all', d=2, epochs=1)
 
-FILTERS = 'filter max_field n_clusters n_labels sizes labels noise internal_noise external_noise winner winner_share'.split()
+FILTERS = ['filter', 'max_field', 'n_clusters', 'n_labels', 'sizes', 'labels', 'noise', 'internal_noise',
+           'external_noise', 'winner', 'winner_share']
 MEANS = 'n_clusters cluster_size labels_per_filter noise signal cross snr snr_real'.split()
 LAYERS = ['layer', 'name', 'filters', 'dead', 'success_rate', *MEANS, *(f'{m}_active' for m in MEANS)]
 
@@ -20,7 +25,7 @@ LAYERS = ['layer', 'name', 'filters', 'dead', 'success_rate', *MEANS, *(f'{m}_ac
 def run(tmp_path_factory):
     "A small finished run."
     r = start(**SMALL, runs=str(tmp_path_factory.mktemp('runs')))
-    filtered(r, [1, 2, 3, 4, 5])
+    measure_run(r, [1, 2, 3, 4, 5])
     return r
 
 
@@ -44,7 +49,7 @@ def test_the_tables_have_the_columns_that_others_read(run):
 
 
 def test_the_tensors_have_the_shapes_that_others_read(run):
-    net = trained(run)
+    net = train_or_load(run)
     means = label_means(net, run.layers, Batches(run.data.test, 100), 10)
     for n, C, side in ((1, 2, 16), (2, 4, 8), (5, 16, 1)):
         head = load_file(run.path/f'head-{n}.safetensors')['weight']
@@ -58,7 +63,7 @@ def test_the_tensors_have_the_shapes_that_others_read(run):
 def test_other_thresholds_and_images_lie_beside_the_default_and_train_nothing(run):
     before = {p.name: p.stat().st_mtime_ns for p in run.path.iterdir() if p.is_file() and p.name != '.lock'}
     again = start(**SMALL | dict(threshold=.5, images='train'), runs=str(run.path.parent))
-    filtered(again, [5])
+    measure_run(again, [5])
     assert again.tables == run.path/'train-threshold0.5'
     assert (again.tables/'layers.csv').exists()
     assert {p.name: p.stat().st_mtime_ns for p in run.path.iterdir() if p.is_file()
@@ -77,59 +82,72 @@ def test_a_torn_file_is_named(run, tmp_path):
     (copy/'layers.csv').unlink()
     (copy/'head-5.safetensors').write_bytes((copy/'head-5.safetensors').read_bytes()[:100])
     with pytest.raises(DlmechError, match='head-5.safetensors is damaged'):
-        filtered(start(**SMALL, runs=str(tmp_path)), [5])
+        measure_run(start(**SMALL, runs=str(tmp_path)), [5])
 
 
 JOB = '''
-import sys
-from dlmech.filter import filtered
-from dlmech.model import start
-print(filtered(start(arch='vgg6', dataset='digits', layer='last', d=4, epochs=4, runs=sys.argv[1]), [5]).to_csv())
+import os, signal, sys
+import dlmech.model
+from dlmech.measurement import measure_run
+
+runs, dies_at = sys.argv[1], int(sys.argv[2])
+answer_loss, steps = dlmech.model.answer_loss, []
+
+def dying(*args):
+    loss_of = answer_loss(*args)
+    def counted(x, y):
+        steps.append(len(y))
+        if len(steps) == dies_at: os.kill(os.getpid(), signal.SIGKILL)
+        return loss_of(x, y)
+    return counted
+
+dlmech.model.answer_loss = dying
+run = dlmech.model.start(arch='vgg6', dataset='digits', layer='last', d=4, epochs=4, runs=runs)
+print(measure_run(run).layers.to_csv())
 '''
 
 
-def job(runs):
-    return subprocess.Popen([sys.executable, '-c', JOB, str(runs)], stdout=subprocess.PIPE,
+def job(runs, dies_at: int = 0):
+    "A process that measures a run; at that step of phase 1 it is killed, and can do nothing about it."
+    return subprocess.Popen([sys.executable, '-c', JOB, str(runs), str(dies_at)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
-    whole = filtered(start(**SMALL | dict(d=4, epochs=4, layer='last'), runs=str(tmp_path/'whole')),
-                     [5]).to_csv()
-    p, checkpoint = job(tmp_path/'cut'), tmp_path/'cut'/'vgg6-digits-d4-fast4-seed0'/'checkpoint.safetensors'
-    deadline = time.time() + 60
-    while not checkpoint.exists() and time.time() < deadline: time.sleep(.005)
-    p.send_signal(signal.SIGKILL)
-    p.communicate()
-    assert checkpoint.exists()
-    assert not (checkpoint.parent/'model.safetensors').exists()
-    log = pd.read_csv(checkpoint.parent/'train.csv') if (checkpoint.parent/'train.csv').exists() else []
-    assert len(log) < 4
-    again, err = job(tmp_path/'cut').communicate(timeout=120)
-    assert again.strip() == whole.strip(), err
+    whole = start(**SMALL | dict(d=4, epochs=4, layer='last'), runs=str(tmp_path/'whole'))
+    table = measure_run(whole).layers.to_csv()
+    cut = tmp_path/'cut'/whole.path.name
+    killed = job(tmp_path/'cut', dies_at=100)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert (cut/'checkpoint.safetensors').exists()
+    assert not (cut/'model.safetensors').exists()
+    assert 0 < len(pd.read_csv(cut/'train.csv')) < 4
+    again, err = job(tmp_path/'cut').communicate()
+    assert again.strip() == table.strip(), err
+    assert (cut/'model.safetensors').read_bytes() == whole.file('model.safetensors').read_bytes()
+    assert not (cut/'checkpoint.safetensors').exists()
 
 
 def test_heads_go_on_where_they_were_killed(run, tmp_path, monkeypatch):
-    import dlmech.probe
-    batches = lambda: Batches(run.data.train, 50, shuffle=True, shift=4)
-    args = (trained(run), run.layers[2:], batches(), 10, dlmech.probe.PROBE_RECIPES['fast'])
-    whole = dlmech.probe.train_heads(*args)
+    batches = Batches(run.data.train, 50, shuffle=True, shift=4)
+    args = train_or_load(run), run.layers[2:], batches, 10, PROBE_RECIPES['fast']
+    whole = train_heads(*args)
     save, saved = dlmech.probe.save_checkpoint, []
     def save_and_die(*a):
         save(*a)
         saved.append(a)
         if len(saved) == 2: raise KeyboardInterrupt
-    monkeypatch.setattr(dlmech.probe, 'save_checkpoint', save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        dlmech.probe.train_heads(*args, checkpoint=tmp_path/'c.safetensors')
-    monkeypatch.setattr(dlmech.probe, 'save_checkpoint', save)
-    again = dlmech.probe.train_heads(*args, checkpoint=tmp_path/'c.safetensors')
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(dlmech.probe, 'save_checkpoint', save_and_die)
+        train_heads(*args, checkpoint=tmp_path/'c.safetensors')
+    again = train_heads(*args, checkpoint=tmp_path/'c.safetensors')
     assert all(torch.equal(a, b) for a, b in zip(whole.weights, again.weights))
 
 
 def test_two_processes_may_ask_for_the_same_run(tmp_path):
     both = [job(tmp_path) for _ in range(2)]
-    out = [p.communicate(timeout=180) for p in both]
+    out = [p.communicate() for p in both]
     assert out[0][0], out[0][1] + out[1][1]
     assert out[0][0] == out[1][0], out[0][1] + out[1][1]
 
@@ -173,5 +191,69 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
 
 def test_ridge_refuses_a_large_layer_before_training(tmp_path):
     r = start(**SMALL | dict(arch='vgg16', recipe='ridge', d=8), runs=str(tmp_path))
-    with pytest.raises(DlmechError, match='layers.1 has 8,192 inputs'): filtered(r, [1])
+    with pytest.raises(DlmechError, match='layers.1 has 8,192 inputs'): measure_run(r, [1])
     assert not r.file('train.csv').exists()
+
+
+class WithDropout(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Conv2d(3, 4, 5, stride=4), torch.nn.ReLU(), torch.nn.Flatten(),
+                         torch.nn.Dropout(.5), torch.nn.Linear(4*7*7, 10))
+
+
+def test_the_seed_stands_for_dropout_too(run):
+    nets, r = [WithDropout() for _ in range(3)], get_recipe('fast', 'vgg6', run.data, epochs=1)
+    for net in nets[1:]: net.load_state_dict(nets[0].state_dict())
+    for net, seed in zip(nets, (0, 0, 1)):
+        torch.manual_seed(time.time_ns())
+        train(net, run.data, r, torch.device('cpu'), seed)
+    assert nets[0][-1].weight.equal(nets[1][-1].weight)
+    assert not nets[0][-1].weight.equal(nets[2][-1].weight)
+
+
+def test_a_loss_that_is_no_longer_finite_is_said_in_one_sentence(run):
+    net = WithDropout()
+    r = get_recipe('fast', 'vgg6', run.data, epochs=1)
+    r.lr = r.fc_lr = 1e30
+    with pytest.raises(DlmechError, match='^phase 1: the loss is no longer finite in epoch 1'):
+        train(net, run.data, r, torch.device('cpu'))
+    torch.nn.init.constant_(net[0].weight, float('nan'))
+    with pytest.raises(DlmechError, match='^phase 2: the loss is no longer finite in epoch 1'):
+        train_heads(net, ['1'], Batches(run.data.train, 50), 10, PROBE_RECIPES['fast'])
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+NBS = Path(__file__).resolve().parent.parent/'nbs'
+PHASES = ['01_model', '02_probe', '03_filter']
+
+
+def parameter_lines():
+    "Every line of a notebook's cell of parameters, by notebook."
+    for path in sorted(NBS.glob('*.ipynb')):
+        for cell in json.loads(path.read_text())['cells']:
+            if 'parameters' in cell['metadata'].get('tags', []):
+                yield path.stem, [re.fullmatch(r'(\w+): \w+ = (.+?)\s+# (.+)', line).groups()
+                                  for line in ''.join(cell['source']).splitlines()]
+
+
+def test_the_parameters_mean_the_same_everywhere():
+    source, meant = inspect.getsource(Parameters), {}
+    for above, name, beside in re.findall(r'(?:# ([^\n]+)\n    )?(\w+): [\w|]+ = .+?(?:# (.+))?\n', source):
+        meant[name] = beside or above
+    assert set(meant) == set(Parameters.__dataclass_fields__)
+    lines, default = dict(parameter_lines()), vars(Parameters()) | dict(layer=None)
+    for name in (*PHASES, '06_explore', '04_dilution'):  # others ask for less, and say what
+        assert {n: says for n, _, says in lines[name]} == meant, name
+    for name in PHASES:
+        assert {n: ast.literal_eval(value) for n, value, _ in lines[name]} | dict(layer=None) == default, name
+
+
+@pytest.mark.parametrize('name', PHASES)
+def test_a_phase_notebook_answers_within_ten_cells(name):
+    cells = json.loads((NBS/f'{name}.ipynb').read_text())['cells']
+    first = next(i for i, c in enumerate(cells) if c['source'][:1] == ['# How it works\n'])
+    said = [o['data'] for c in cells[:min(first, 10)] if c['cell_type'] == 'code' for o in c['outputs']
+            if 'data' in o]
+    assert any('text/markdown' in o for o in said)
+    assert any('image/png' in o for o in said)
+    assert not any('#| export' in ''.join(c['source']) for c in cells[:first])

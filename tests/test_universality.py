@@ -1,46 +1,12 @@
-"""A sweep over K: side by side, cut short and gone on with, with a run that fails; and the line through its
-points."""
-import json, os, signal, subprocess, sys, time
+"A sweep over K: side by side, cut short and gone on with, with a run that fails; and what it says of P2."
+import json, os, signal, subprocess, sys
 
-import numpy as np, pandas as pd, pytest
+import pandas as pd, pytest
 
-from dlmech.run import DlmechError, ParameterError, read_csv
-from dlmech.stats import fit_line, interval, t_factor
-from dlmech.universality import (hardly_depends, row_file, planned, sweep, sweep_figure, sweep_file, told,
-                                 verdicts)
-
-TINY = dict(arch='vgg6', dataset='digits', d=2, epochs=1)
-
-
-def test_the_line_is_that_of_another_implementation():
-    stats = pytest.importorskip('scipy.stats')                                     # scikit-learn brings it
-    rng = np.random.default_rng(0)
-    for n in (3, 5, 24):
-        x = rng.choice([3, 5, 10, 20, 40, 60, 80, 100], n, replace=n > 8).astype(float)
-        y = .05 + .004*x + .02*rng.standard_normal(n)
-        line, known, t = fit_line(x, y), stats.linregress(x, y), stats.t.ppf(.975, n-2)
-        assert np.allclose([line.a, line.b, line.r2, line.b_within, line.a_within],
-                           [known.intercept, known.slope, known.rvalue**2, t*known.stderr,
-                            t*known.intercept_stderr], rtol=1e-5)
-    for n in range(1, 40):
-        assert np.isclose(t_factor(n), stats.t.ppf(.975, n), rtol=1e-5)
-        assert np.isclose(t_factor(n, .5), stats.t.ppf(.75, n), rtol=1e-5)
-    v = rng.standard_normal(7)
-    assert np.isclose(interval(v)[1], stats.t.interval(.95, 6, v.mean(), stats.sem(v))[1] - v.mean(),
-                      rtol=1e-5)
-
-
-def test_the_interval_holds_the_slope_as_often_as_it_says():
-    rng, K, inside = np.random.default_rng(1), np.repeat([3, 5, 10, 20, 40, 60, 80, 100], 3), 0
-    for _ in range(400):
-        line = fit_line(K, .05 + .004*K + .03*rng.standard_normal(len(K)))
-        inside += abs(line.b - .004) < line.b_within
-    assert .92 < inside / 400 < .98
-
-
-def test_too_few_points_are_an_error():
-    for x, y in (([3, 5], [0, 1]), ([3, 3, 3], [0, 1, 2])):
-        with pytest.raises(DlmechError, match='at least three points'): fit_line(x, y)
+from dlmech.run import ParameterError, read_csv
+from dlmech.study.universality import (describe_sweep, plan_sweep, row_file, sweep, sweep_claims,
+                                       sweep_figure, sweep_file)
+from helpers import ENV, TINY, wait_for
 
 
 def known_table():
@@ -53,23 +19,24 @@ def known_table():
     return pd.DataFrame([*rows, dict(K=100, draw=2, failed='no memory')])
 
 
-def test_verdicts_of_known_data():
-    t = verdicts(known_table())
-    assert t.verdict.tolist() == ['holds', 'holds', 'holds', 'does not hold here', 'holds in part']
-    assert t.measured[0].startswith('0.03 ± ')
-    assert '(0.005 ± ' in t.measured[0]
-    assert 'R² = 1.000, n = 8' in t.measured[0]
-    assert 'K^(0.50 ± 0.00)' in t.measured[3]
-    assert 'K^(-0.20 ± 0.00)' in t.measured[4]
-    assert told(known_table()) == 'vgg16, d = 8 (the papers: 64), cifar100, recipe fast, 8 epochs, K = 3 to 100, 2 draws of each K, 16 runs, 1 failed'
-    assert hardly_depends([3, 10, 100], [1, 2, 1])[2] == 'holds'  # no trend, if no fit either
+def test_claims_about_known_data():
+    t = sweep_claims(known_table())
+    assert t['verdict'].tolist() == ['holds', 'holds', 'holds', 'does not hold here', 'holds in part']
+    numbers = t['measured']
+    assert numbers[0].startswith('0.03 ± ')
+    assert '(0.005 ± ' in numbers[0]
+    assert 'R² = 1.000, n = 8' in numbers[0]
+    assert 'K^(0.50 ± 0.00)' in numbers[3]
+    assert 'K^(-0.20 ± 0.00)' in numbers[4]
+    assert describe_sweep(known_table()) == ('vgg16, d = 8 (the papers: 64), cifar100, recipe fast, '
+                                             '8 epochs, K = 3 to 100, 2 draws of each K, 16 runs, 1 failed')
     assert len(sweep_figure(known_table()).axes) == 4
 
 
 def test_two_processes_and_a_run_that_fails(tmp_path):
     "Its sentence stands in the table, the other is finished; the next call does only what is missing."
     asked = dict(Ks=[2, 3], draws=1, **TINY, runs=str(tmp_path/'runs'), folder=str(tmp_path))
-    plan = planned(asked['Ks'], 1, **TINY, runs=asked['runs'])
+    plan = plan_sweep(asked['Ks'], 1, **TINY, runs=asked['runs'])
     bad = row_file(plan[0]).parent
     bad.mkdir(parents=True)
     (bad/'config.json').write_text(json.dumps({'seed': 9}))
@@ -100,50 +67,77 @@ def test_two_processes_and_a_run_that_fails(tmp_path):
 
 JOB = '''
 import sys
-from dlmech.universality import sweep
+from dlmech.study.universality import sweep
 sweep([2, 3], draws=1, workers=1, arch='vgg6', dataset='digits', d=2, epochs=8, runs=sys.argv[1])
 '''
 
+# Python reads a file of this name when it begins. The process that trains stops after its second checkpoint,
+# so that where it is killed does not hang on the machine's speed.
+STOP = '''
+import time
+from pathlib import Path
+real, written = Path.replace, []
+def replace(self, target):
+    moved = real(self, target)
+    if Path(target).name == 'checkpoint.safetensors': written.append(target)
+    while len(written) == 2: time.sleep(1)
+    return moved
+Path.replace = replace
+'''
+
+def processes() -> list[tuple[int, int, str]]:
+    "Number, parent's number and state of every process."
+    table = subprocess.run(['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True).stdout
+    return [(int(pid), int(parent), state) for pid, parent, state in map(str.split, table.splitlines())]
+
 def descendants(pid: int) -> set[int]:
     "The processes that `pid` started, and those that they started."
-    table = [line.split() for line in subprocess.run(['ps', '-A', '-o', 'pid=,ppid='], capture_output=True,
-                                                     text=True).stdout.splitlines()]
-    found, new = set(), {pid}
+    found, new, table = set(), {pid}, processes()
     while new:
-        new = {int(p) for p, parent in table if int(parent) in new} - found
+        new = {p for p, parent, _ in table if parent in new} - found
         found |= new
     return found
 
-def alive(pids) -> set[int]:
-    lines = subprocess.run(['ps', '-A', '-o', 'pid=,stat='], capture_output=True,
-                           text=True).stdout.splitlines()
-    return set(pids) & {int(line.split()[0]) for line in lines if 'Z' not in line.split()[1]}
-
-def until(what, seconds: float) -> bool:
-    end = time.time() + seconds
-    while not what() and time.time() < end: time.sleep(.05)
-    return what()
+def alive(pids: set[int]) -> set[int]:
+    "Those of the processes that have not ended."
+    return pids & {pid for pid, _, state in processes() if 'Z' not in state}
 
 
 def test_a_killed_sweep_takes_its_processes_along_and_goes_on(tmp_path):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    job = subprocess.Popen([sys.executable, '-c', JOB, str(tmp_path)], env=env, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL)
-    folders = [tmp_path/f'vgg6-digits-K{K}-d2-fast8-seed0' for K in (2, 3)]
-    assert until(lambda: any((f/'checkpoint.safetensors').exists() for f in folders), 240)
-    children = descendants(job.pid)
-    assert len(children) >= 2  # papermill's process, and its kernel
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-    assert until(lambda: not alive(children), 30), alive(children)
-    assert not any((f/'universality.json').exists() for f in folders)
-    cut = [f for f in folders if (f/'checkpoint.safetensors').exists()]
-    done = {f: len(read_csv(f/'train.csv')) for f in cut if (f/'train.csv').exists()}
-    table = sweep([2, 3], draws=1, **TINY | dict(epochs=8), runs=str(tmp_path))
+    (tmp_path/'sitecustomize.py').write_text(STOP)
+    runs, first = tmp_path/'runs', os.pathsep.join([str(tmp_path), ENV['PYTHONPATH']])
+    job = subprocess.Popen([sys.executable, '-c', JOB, runs], env=ENV | dict(PYTHONPATH=first),
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cut, other = (runs/f'vgg6-digits-K{K}-d2-fast8-seed0' for K in (2, 3))
+    children = set()
+    try:
+        wait_for((cut/'train.csv').exists, job)
+        children = descendants(job.pid)
+        assert len(children) >= 2  # papermill's process, and its kernel
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        wait_for(lambda: not alive(children))
+    finally:
+        for pid in alive({job.pid, *children}): os.kill(pid, signal.SIGKILL)
+    assert not any((f/'universality.json').exists() for f in (cut, other))
+    assert (cut/'checkpoint.safetensors').exists()
+    assert len(read_csv(cut/'train.csv')) == 1
+    table = sweep([2, 3], draws=1, **TINY | dict(epochs=8), runs=str(runs))
     assert (table.failed == '').all()
-    assert cut
-    assert all(0 < n < 8 for n in done.values())
-    assert all(len(read_csv(f/'train.csv')) == 8 for f in folders)
+    assert all(len(read_csv(f/'train.csv')) == 8 for f in (cut, other))
+
+
+def test_a_run_that_is_there_is_read_and_not_made_again(tmp_path):
+    "Also where the table that it stood in is lost, and processes are asked for."
+    asked = dict(Ks=[2], draws=1, **TINY, runs=str(tmp_path))
+    table = sweep(**asked)
+    kept = sweep_file(plan_sweep([2], 1, **TINY, runs=str(tmp_path))[0])
+    text, made = kept.read_bytes(), {f: f.stat().st_mtime_ns for f in tmp_path.rglob('*.safetensors')}
+    kept.unlink()
+    pd.testing.assert_frame_equal(sweep(**asked, workers=2), table)
+    assert kept.read_bytes() == text
+    assert {f: f.stat().st_mtime_ns for f in made} == made
+    assert not list(tmp_path.rglob('phases.ipynb'))
 
 
 @pytest.mark.parametrize('change, said', [

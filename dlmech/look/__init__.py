@@ -1,0 +1,1 @@
+"The explorer, its views, and the report."

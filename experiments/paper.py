@@ -1,0 +1,126 @@
+"""Train what the papers trained, and measure it by the paper's recipe, in order of worth, within a number of
+minutes.
+
+    python experiments/paper.py --minutes 28 --runs runs --out out [--root DATA] [--jobs vgg6-cifar10 …]
+
+Phase 1 is `fast` with the epochs below (ours: 300 epochs of `paper` for each would take hours); phases 2 and
+3 are the paper's recipe, 200 epochs of heads on every layer. Each step is a process of its own that is ended
+when the time is up, or by Ctrl-C; what it had done lies in its run's folder (a checkpoint each epoch), and
+the same command goes on from there. After every step `out` holds, whole, what the finished networks state,
+their weights in half precision in parts of at most 16 MiB, and all tables.
+"""
+import argparse, json, shutil, subprocess, sys, time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+PART = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    "A network of the papers."
+    arch: str
+    dataset: str
+    epochs: int            # of phase 1
+    aim: float|None = None # test SR that the papers state
+    d: int = 0             # filters of the first layer; 0: as the papers have it
+    recipe: str = 'paper'  # of phases 2 and 3
+
+
+JOBS = {
+    'vgg6-cifar10': Job('vgg6', 'cifar10', 60, .92),
+    'vgg16-cifar10': Job('vgg16', 'cifar10', 60, .94),
+    'avgg6-cifar10': Job('avgg6', 'cifar10', 60, .936),
+    'vgg16-cifar100': Job('vgg16', 'cifar100', 80),
+    'avgg16-cifar10': Job('avgg16', 'cifar10', 60, .955),
+    'efficientnet_b0-cifar100': Job('efficientnet_b0', 'cifar100', 80),
+    'tiny': Job('vgg6', 'digits', 1, d=4, recipe='fast'),  # to try the script itself
+}
+
+
+def given(job: Job, args: argparse.Namespace) -> dict:
+    "The parameters that all phases of a job share."
+    return dict(arch=job.arch, dataset=job.dataset, d=job.d, root=args.root, runs=args.runs)
+
+
+def split(path: Path) -> None:
+    "A file of weights as parts of at most `PART` bytes; put together again by `cat`."
+    if path.stat().st_size <= PART: return
+    data = path.read_bytes()
+    for i in range(0, len(data), PART): path.with_name(f'{path.name}.{i//PART}').write_bytes(data[i:i+PART])
+    path.unlink()
+
+
+def train(name: str, job: Job, args: argparse.Namespace) -> None:
+    "Phase 1 of a job, shipped to `out`."
+    import torch
+
+    from dlmech.model import ship, start, train_or_load
+    run = start(**given(job, args), recipe='fast', epochs=job.epochs)
+    net = train_or_load(run)
+    hardware = torch.cuda.get_device_name() if run.device.type == 'cuda' else 'CPU'
+    folder = Path(args.out)/name
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = ship(run, net, hardware, folder)
+    split(next(folder.glob('*.safetensors')))
+    print(f'{name}: test SR {stated["test_success_rate"]:.4f}, aim {job.aim}', flush=True)
+
+
+def measure(name: str, job: Job, args: argparse.Namespace) -> None:
+    "Phases 2 and 3 of a job, the tables copied to `out`."
+    from dlmech.measurement import measure_run
+    from dlmech.model import start
+    weights = start(**given(job, args), recipe='fast', epochs=job.epochs).file('model.safetensors')
+    run = start(**given(job, args), recipe=job.recipe, layer='all', weights=str(weights.resolve()))
+    print(measure_run(run).layers.round(3).to_string(), flush=True)
+    folder = Path(args.out)/name/'paper'
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in run.path.glob('*.csv'): shutil.copy(f, folder)
+
+
+STEPS = {'train': train, 'measure': measure}
+
+
+def run_step(step: str, name: str, args: argparse.Namespace, seconds: float) -> int|str:
+    "A step in a process of its own: its exit status, or why it was ended."
+    command = [sys.executable, __file__, '--step', step, '--jobs', name, '--runs', args.runs,
+               '--out', args.out, '--root', args.root, '--epochs', str(args.epochs)]
+    try: return subprocess.run(command, timeout=seconds).returncode
+    except subprocess.TimeoutExpired: return 'time is up'
+    except KeyboardInterrupt: return 'stopped'
+
+
+def run_jobs(args: argparse.Namespace) -> None:
+    "The steps of all jobs in turn, each with what is left of the time; `out/log.json` says how each ended."
+    end, log = time.time() + 60 * args.minutes, []
+    steps = [(step, name) for name in args.jobs for step in STEPS]
+    for step, name in steps[:args.steps]:
+        began = time.time()
+        if end - began < 5: break
+        ended = run_step(step, name, args, end - began)
+        log.append(dict(job=name, step=step, seconds=round(time.time() - began, 1), ended=ended))
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        (Path(args.out)/'log.json').write_text(json.dumps(log, indent=1) + '\n')
+        if ended == 'stopped': break
+
+
+def parser() -> argparse.ArgumentParser:
+    "The command line."
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    p.add_argument('--minutes', type=float, default=28)
+    p.add_argument('--steps', type=int, help='end after so many steps; a job has two')
+    p.add_argument('--epochs', type=int, default=0, help="of phase 1, instead of the job's own")
+    p.add_argument('--runs', default='runs')
+    p.add_argument('--out', default='out')
+    p.add_argument('--root', default='')
+    p.add_argument('--jobs', nargs='+', choices=JOBS, default=[name for name in JOBS if name != 'tiny'])
+    p.add_argument('--step', choices=STEPS, help=argparse.SUPPRESS)
+    return p
+
+
+if __name__ == '__main__':
+    args = parser().parse_args()
+    if args.step:
+        name, = args.jobs
+        STEPS[args.step](name, replace(JOBS[name], epochs=args.epochs or JOBS[name].epochs), args)
+    else: run_jobs(args)

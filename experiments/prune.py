@@ -1,0 +1,99 @@
+"""The comparisons of `04_dilution` for many networks: each trial a row of a table in its run's folder,
+resumed at any point.
+
+    python experiments/prune.py --arch vgg6 --dataset digits --d 16 --seeds 0 1 2 3 4 --layers 4 5 [--ship]
+
+A network that is not there is trained first (phases 1 to 3). With --ship the tables of all these runs go into
+dlmech/results, where the notebook reads them.
+"""
+import argparse, time
+from importlib.util import find_spec
+
+from dlmech.model import start
+from dlmech.pruning.scores import SCORES
+from dlmech.run import ParameterError, RESULTS, Run
+from dlmech.study.compare import (dilution_study, end_study, gather, head_study, latency_study, LIBRARY,
+                                  Method, method_of, METHODS, removal_study, RULES, scratch_study, Subject,
+                                  TABLES)
+from dlmech.study.study import Study
+
+
+def method(text: str) -> Method:
+    "As `method_of`; what is wrong is said by argparse."
+    try: return method_of(text)
+    except ParameterError as e: raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def options() -> argparse.Namespace:
+    "What the command line asks for."
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--arch', default='vgg6')
+    p.add_argument('--dataset', default='digits')
+    p.add_argument('--d', type=int, default=16)
+    p.add_argument('--labels', default='all')
+    p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
+    p.add_argument('--layers', type=int, nargs='+', default=[4, 5])
+    p.add_argument('--recipe', default='fast')
+    p.add_argument('--epochs', type=int, default=0, help='of phase 1; 0: as many as the recipe says')
+    p.add_argument('--retrain', type=int, default=1, help='epochs of the short retraining')
+    p.add_argument('--images', type=int, default=10_000, help='training images to retrain on')
+    p.add_argument('--tables', nargs='+', choices=TABLES, default=[t for t in TABLES if t != 'scratch'])
+    p.add_argument('--scores', nargs='+', default=None, help='of table removal; all, where none is named')
+    p.add_argument('--fractions', type=float, nargs='+', default=[.25, .5, .75, .9], help='of the filters')
+    p.add_argument('--rules', nargs='+', default=RULES, help='of table dilution')
+    p.add_argument('--thresholds', type=float, nargs='+', default=[.3, .5, .7, .9], help='of table dilution')
+    p.add_argument('--ends', type=method, nargs='+', default=METHODS, metavar='METHOD:STRENGTH',
+                   help='of tables end and latency: filters by a score at a share, or a rule for kernels at '
+                        'a threshold, as in "filters by noise:.5" "AFCC:.3"')
+    p.add_argument('--whole', action='store_true',
+                   help='of table end: retrain the whole network as phase 1 trained it')
+    p.add_argument('--runs', default='runs')
+    p.add_argument('--root', default='')
+    p.add_argument('--device', default='auto')
+    p.add_argument('--ship', action='store_true', help='put the tables of these runs into the package')
+    return p.parse_args()
+
+
+def scores_there() -> list[str]:
+    "Our scores, and the library's if it is installed."
+    if find_spec('torch_pruning'): return [*SCORES, *LIBRARY]
+    print('torch-pruning is not installed (pip install dlmech[prune]): its rows are left out', flush=True)
+    return list(SCORES)
+
+
+def studies_of(subject: Subject, args: argparse.Namespace) -> dict[str, Study]:
+    "The study of each table."
+    epochs = (0, args.retrain)
+    return dict(removal=removal_study(subject, args.scores, args.fractions, epochs=epochs),
+                dilution=dilution_study(subject, args.rules, args.thresholds, epochs),
+                scratch=scratch_study(subject),
+                end=end_study(subject, args.ends, args.retrain, args.whole),
+                latency=latency_study(subject, args.ends),
+                head=head_study(subject))
+
+
+def compare(args: argparse.Namespace, seed: int) -> Run:
+    "Fills the tables of one network, which is trained if it is not there; its run."
+    began = time.time()
+    run = start(arch=args.arch, dataset=args.dataset, layer='all', labels=args.labels, d=args.d, seed=seed,
+                recipe=args.recipe, epochs=args.epochs, runs=args.runs, root=args.root, device=args.device)
+    subject = Subject(run, args.layers, args.images)
+    print(f'{run.path.name}: ready after {time.time() - began:.0f} s', flush=True)
+    studies = studies_of(subject, args)
+    for name in args.tables:
+        began = time.time()
+        table = studies[name].fill()
+        print(f'  {name}: {len(table)} rows, {time.time() - began:.0f} s', flush=True)
+    return run
+
+
+def main() -> None:
+    "All networks, one after the other."
+    args, runs = options(), []
+    args.scores = args.scores or scores_there()
+    for seed in args.seeds:
+        runs.append(compare(args, seed))
+        if args.ship: gather(runs, RESULTS)
+
+
+if __name__ == '__main__': main()
