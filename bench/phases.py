@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch, torch.nn.functional as F
 
 from dlmech.arch import get_model, layers_of
-from dlmech.datasets import Batches, ImageSet
+from dlmech.batches import Batches
+from dlmech.datasets import ImageSet
 from dlmech.filter import fields, LabelSums, measure_layer, observe
 from dlmech.model import compiled
 from dlmech.probe import Heads, layer_shapes, PROBE_RECIPES, train_heads

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Images', 'LOADERS', 'ImageSet', 'FileSet', 'read_image', 'shift_flip', 'to_float', 'cutout_square', 'Augment',
-           'as_set', 'check_labels_fit', 'Batches', 'raw_batches', 'own_batches', 'loaded_batches', 'Fingerprint',
-           'fingerprint', 'data_root', 'load_digits', 'load_torchvision', 'image_folder', 'decode_all', 'load_folder',
+           'decode_files', 'data_root', 'load_digits', 'load_torchvision', 'image_folder', 'decode_all', 'load_folder',
            'wordnet_names', 'load_imagenet', 'resize', 'Data', 'choose_labels', 'with_labels', 'check_dataset',
            'get_data']
 
@@ -13,7 +12,6 @@ __all__ = ['Images', 'LOADERS', 'ImageSet', 'FileSet', 'read_image', 'shift_flip
 import os, warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from .run import base, DlmechError, generator, native_size, one_of, ParameterError, progress
 
@@ -160,7 +158,9 @@ def _collate(attempts: list[tuple]) -> tuple: # (B, H, W, 3) uint8 or None, (B,)
     labels, numbers = (torch.tensor([a[i] for a in good]) for i in (1, 2))
     return images, labels, numbers, [a[2:] for a in attempts if a[3]]
 
-def _decode(data: FileSet, chunks: list[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+# %% ../nbs/01_data.ipynb #68e68675
+def decode_files(data: FileSet, chunks: list[list[int]], workers: int
+                ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images (B, H, W, 3), labels and numbers (B,) of each chunk, decoded by worker processes.
 
     What cannot be is left out, and said at the end; raises a `DlmechError` for it if the set is strict."""
@@ -175,139 +175,6 @@ def _decode(data: FileSet, chunks: list[list[int]], workers: int) -> Iterator[tu
     if new:
         warnings.warn(f'{len(new)} of {len(data):,} images are skipped: '
                       f'{"; ".join(list(new.values())[:3])}{" …" * (len(new) > 3)}', stacklevel=2)
-
-# %% ../nbs/01_data.ipynb #037cfefb
-def as_set(data: Any) -> tuple[Any, dict[str, Any], int]:
-    """The indexed set that `data` is or holds, how a DataLoader over it is made, and its batch size (0: any).
-
-    Raises a `ParameterError` for what is no labelled data, or is empty."""
-    loading, batch = {}, 0
-    if isinstance(data, DataLoader):
-        loading, batch = dict(num_workers=data.num_workers, collate_fn=data.collate_fn), data.batch_size or 0
-        data = data.dataset
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        data = TensorDataset(*data)
-    found: Any = data
-    if not (hasattr(found, '__len__') and hasattr(found, '__getitem__')):
-        raise ParameterError(f'a data set may be a torch Dataset, a DataLoader over one, or a pair of '
-                             f'tensors (images, labels), not a {type(found).__name__}')
-    if len(found) == 0: raise ParameterError('the data set has no images')
-    return found, loading, batch
-
-def check_labels_fit(y: Tensor, K: int) -> None:
-    "Raises a `DlmechError` if a label has no output."
-    if y.min() < 0 or y.max() >= K:
-        raise DlmechError(f'the data has labels from {int(y.min())} to {int(y.max())}, but the network has '
-                          f'{K} outputs, 0 to {K-1}')
-
-# %% ../nbs/01_data.ipynb #b4b10c64
-class Batches:
-    """Batches `(x, y)` of any labelled data on a device: x (B, 3, H, W) float32, y (B,) int64.
-
-    Of dlmech's own sets x is in [-1, 1]; of any other it is what the set gives. Without `shuffle` the images
-    of an own set come sorted by label, those of any other in its own order. `.numbers` says which images the
-    batch last given is made of. Raises a `DlmechError` for labels beyond `K`."""
-    def __init__(self, data: Any,                   # ImageSet, FileSet, Dataset, DataLoader, (images, labels)
-                 batch: int = 256,                  # images a batch, where a DataLoader does not say it
-                 device: str|torch.device = 'cpu',  # where batches are to lie
-                 shuffle: bool = False,             # a new order every epoch
-                 shift: int = 0, flip: bool|str = False, cutout: int = 0,  # of own sets, see `Augment`
-                 seed: int = 0,                     # of the order and the augmentation
-                 workers: int|None = None,          # processes that decode files; None: one a core
-                 K: int = 0):                       # outputs there are for labels; 0: any
-        data, self.loading, own_batch = as_set(data)
-        self.data: Any = data.to(device) if isinstance(data, ImageSet) else data
-        self.batch, self.device, self.seed, self.K = own_batch or batch, device, seed, K
-        self.shuffle, self.augment, self.workers = shuffle, Augment(shift, flip, cutout), workers
-        self.epoch, self.numbers = 0, torch.empty(0, dtype=torch.int64)
-    def __len__(self) -> int: return -(-len(self.data) // self.batch)
-    def at(self, epoch: int) -> 'Batches':
-        "The same batches, in the order and with the augmentation of that epoch."
-        self.epoch = epoch
-        return self
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        own = isinstance(self.data, (ImageSet, FileSet))
-        for x, y, numbers in own_batches(self) if own else loaded_batches(self):
-            if self.K: check_labels_fit(y, self.K)
-            self.numbers = numbers
-            yield x, y
-
-# %% ../nbs/01_data.ipynb #02e8fe16
-def raw_batches(b: Batches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    "Bytes (B, H, W, 3), labels (B,) and numbers (B,) of an own set's images, in the epoch's order."
-    data = b.data
-    if b.shuffle: order = torch.randperm(len(data), generator=generator(b.seed, 'order', b.epoch))
-    else: order = data.labels.cpu().argsort(stable=True)
-    chunks = order.split(b.batch)
-    if isinstance(data, FileSet):
-        workers = (os.cpu_count() or 1) if b.workers is None else b.workers
-        yield from _decode(data, [c.tolist() for c in chunks], workers)
-    else:
-        for i in chunks:
-            x, y = data.take(i)
-            yield x, y, i
-
-def own_batches(b: Batches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    "An own set's batches (x, y, numbers), changed as asked for."
-    g = generator(b.seed, 'augment', b.epoch)
-    flipped = b.augment.flipped(len(b.data), b.epoch, b.seed)
-    for x, y, numbers in raw_batches(b):
-        x, y = x.to(b.device), y.to(b.device)
-        yield to_float(b.augment(x, flipped[numbers], g)), y, numbers
-
-def loaded_batches(b: Batches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    "Any other set's batches (x, y, numbers), as torch's DataLoader gives them."
-    at, g = 0, generator(b.seed, 'order', b.epoch)
-    for x, y in DataLoader(b.data, b.batch, shuffle=b.shuffle, generator=g, **b.loading):
-        x, y = x.to(b.device), torch.as_tensor(y).to(b.device)
-        if x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
-        yield x, y, torch.arange(at, at + len(y))
-        at += len(y)
-
-# %% ../nbs/01_data.ipynb #e7fb563d
-_SKETCH = 512  # numbers that a fingerprint keeps
-
-@dataclass(frozen=True)
-class Fingerprint:
-    "Which images a set holds: how many, and the smallest of their numbers."
-    count: int
-    sketch: tuple[int, ...]
-
-    def shared(self, other: 'Fingerprint') -> float:
-        "The share of the images of the smaller set that the other holds as well, estimated; 0: none."
-        if not self.sketch or not other.sketch: return 0.
-        last = min(max(f.sketch) if len(f.sketch) == _SKETCH else 2**63 for f in (self, other))
-        mine, theirs = ({n for n in f.sketch if n <= last} for f in (self, other))
-        return len(mine & theirs) / max(1, min(len(mine), len(theirs)))
-
-# %% ../nbs/01_data.ipynb #9b2266e4
-def _image_files(data: Any) -> list[str]|None:
-    "The files of a set of image files, one of ours or torchvision's, or of a part of one; else None."
-    if isinstance(data, FileSet): return data.files
-    if isinstance(data, Subset):
-        files = _image_files(data.dataset)
-        return [files[i] for i in data.indices] if files else None
-    samples = getattr(data, 'samples', None)
-    return [str(path) for path, _ in samples] if samples else None
-
-def _image_numbers(x: Tensor   # (B, …) as a network sees them
-                  ) -> Tensor: # (B,) int64
-    "A number for each image, the same for the same values."
-    values = x.float().cpu().contiguous().flatten(1).view(torch.int32).long()
-    factors = torch.randint(2**62, (values.shape[1],), generator=generator('fingerprint'))
-    return (values * (2*factors + 1)).sum(1) & (2**63 - 1)
-
-def _file_number(file: str) -> int:
-    "A number for an image file, the same for the same path and size."
-    named = f'{Path(file).resolve()} {Path(file).stat().st_size}'
-    return int.from_bytes(sha256(named.encode()).digest()[:8], 'little') >> 1
-
-def fingerprint(data: Any) -> Fingerprint:
-    "Which images `data` holds, from one pass over them; of image files from their paths and sizes (ours)."
-    files = _image_files(as_set(data)[0])
-    if files: numbers = torch.tensor([_file_number(f) for f in files])
-    else: numbers = torch.cat([_image_numbers(x) for x, _ in Batches(data, 500)])
-    return Fingerprint(len(numbers), tuple(numbers.unique()[:_SKETCH].tolist()))
 
 # %% ../nbs/01_data.ipynb #918598ef
 def data_root(root: str = '') -> Path:
@@ -374,8 +241,9 @@ def image_folder(path: Path,                    # holds a folder for each label
 
 def decode_all(s: FileSet) -> ImageSet:
     "Every image of `s` that can be decoded, decoded now and held as bytes."
-    batches = Batches(s, 256, workers=0 if len(s) < 2000 else None)
-    parts = progress(raw_batches(batches), 'reading images', total=len(batches))
+    chunks = [c.tolist() for c in torch.arange(len(s)).split(256)]
+    workers = 0 if len(s) < 2000 else os.cpu_count() or 1
+    parts = progress(decode_files(s, chunks, workers), 'reading images', total=len(chunks))
     x, y, i = (torch.cat(t) for t in zip(*parts))
     order = i.argsort()
     return ImageSet(x[order], y[order], s.names)

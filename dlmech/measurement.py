@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KeptLayer', 'FiledLayer', 'filter_card', 'Pictures', 'LayerMeasurement', 'Measurement', 'Source', 'RunSource',
-           'check_fields', 'on_device', 'output_count', 'split_off', 'fit_heads_on', 'chosen_layers', 'layer_row',
-           'measure', 'label_names', 'assembled', 'write_layer', 'save_measurement', 'open_measurement', 'command',
-           'measurement_of', 'measure_run', 'measure_run_layer', 'own_head']
+           'check_fields', 'on_device', 'output_count', 'Asked', 'split_off', 'fit_heads_on', 'chosen_layers',
+           'layer_row', 'measure', 'label_names', 'assembled', 'write_layer', 'save_measurement', 'open_measurement',
+           'command', 'measurement_of', 'measure_run', 'measure_run_layer', 'own_head']
 
 # %% ../nbs/03_measure.ipynb #80db83fa
-import base64, io
+import base64, io, re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,20 @@ from matplotlib.figure import Figure
 from torch import nn, Tensor
 from torch.utils.data import random_split
 
-from .datasets import as_set, Batches, FileSet, Fingerprint, fingerprint, get_data, ImageSet
+from .arch import read_normal, translated_view
+from .batches import as_images, as_labels, as_set, Batches, Fingerprint, fingerprint, images_and_labels
+from .datasets import FileSet, get_data, ImageSet
 from .figures import brief, card_figure, layer_figure, layers_figure
 from .filter import (chunks, fields, find_clusters, LabelSums, measure_layer, normalised, observe,
                            Responses)
+from .layers import all_layers, answer_of, evaluating, layer_numbers, traced
 from .model import model_of, resolve
 from .probe import (check_ridge, head_success, Heads, heads_for, heads_of, layer_shapes, merge_rows,
                           PROBE_RECIPES, ridge_heads, train_heads)
 from .run import (base, check_parameters, DlmechError, generator, get_device, locked, one_of,
                         ParameterError, Parameters, read_csv, read_json, read_part, read_tensors, Run,
                         RUN_KEYS, tensor_in_parts, versions, write_csv, write_json, write_tensors)
-from .trunk import all_layers, evaluating, layer_numbers, module_calls, module_path, readable, Trunk
+from .trunk import MAP_INPUTS, readable, Trunk
 
 # %% ../nbs/03_measure.ipynb #d16a6b93
 class KeptLayer:
@@ -90,16 +94,16 @@ def filter_card(M: Tensor,            # (K, K) the filter's fields
 # %% ../nbs/03_measure.ipynb #9b667adc
 class Pictures:
     "Pictures (H, W, 3) uint8 and labels of any data set, by number."
-    def __init__(self, data): self.data = as_set(data)[0]
+    def __init__(self, data: Any): self.data, self.names = as_set(data).data, as_set(data).names
     def __len__(self): return len(self.data)
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        x, y = self.data[i]
+        x, y = images_and_labels(self.data[i])
         if isinstance(self.data, (ImageSet, FileSet)): return x.cpu(), int(y)
-        x = torch.as_tensor(x).float().cpu()
-        if x.ndim != 3: return torch.zeros(8, 8, 3, dtype=torch.uint8), int(y)
+        x, y = as_images(np.asarray(x)[None])[0], int(as_labels([y], self.names))
+        if x.ndim != 3: return torch.zeros(8, 8, 3, dtype=torch.uint8), y
         x = (x[:3] if len(x) in (1, 3) else x.mean(0, keepdim=True)).permute(1, 2, 0).expand(-1, -1, 3)
         low, high = x.min(), x.max()
-        return ((x - low) / (high - low).clamp(min=1e-9) * 255).byte(), int(y)
+        return ((x - low) / (high - low).clamp(min=1e-9) * 255).byte(), y
 
 # %% ../nbs/03_measure.ipynb #5cd1124a
 class LayerMeasurement:
@@ -269,20 +273,32 @@ def on_device(net: nn.Module, device):
         if device != was: net.to(was)
 
 # %% ../nbs/03_measure.ipynb #7f21cd9b
-def output_count(net: nn.Module, batches) -> tuple[int, Tensor]:
+def output_count(net: nn.Module, batches: Batches,
+                 output: int|str|None = None # which of the network's answers
+                ) -> tuple[int, Tensor]:
     """How many labels the network tells apart, and a first batch of images.
 
     Raises a `DlmechError` if it does not answer with an output for each."""
     x, _ = next(iter(batches))
-    with evaluating(net), torch.no_grad(): out = net(x)
-    if not isinstance(out, Tensor) or out.ndim != 2:
-        raise DlmechError('model: it should answer with a (B, K) tensor, an output for each label')
-    return out.shape[1], x
+    with evaluating(net), torch.no_grad(): return answer_of(net(x), output).shape[1], x
 
 # %% ../nbs/03_measure.ipynb #1ad3a935
-def split_off(data, share: float, seed: int) -> tuple[Any, Any]:
+@dataclass
+class Asked:
+    "How a measurement is to be made."
+    recipe: str
+    batch: int
+    seed: int
+    device: Any
+    unit: bool # images are colours in [0, 1], to be normalised
+
+    def batches(self, data: Any, K: int = 0, shuffle: bool = False) -> Batches:
+        "Batches of some data."
+        return Batches(data, self.batch, self.device, shuffle, seed=self.seed, K=K, unit=self.unit)
+
+def split_off(data: Any, share: float, seed: int) -> tuple[Any, Any]:
     "The set cut in two by chance: the larger part, and the share for validation."
-    data = as_set(data)[0]
+    data = as_set(data).data
     n = max(1, int(share * len(data)))
     if not isinstance(data, (ImageSet, FileSet)):
         rest, valid = random_split(data, [len(data)-n, n], generator=generator(seed, 'validation'))
@@ -290,23 +306,27 @@ def split_off(data, share: float, seed: int) -> tuple[Any, Any]:
     order = torch.randperm(len(data), generator=generator(seed, 'validation'))
     return data.at(order[n:]), data.at(order[:n])
 
-def fit_heads_on(net, paths: list[str], data, recipe: str, K: int, batch: int, device, seed: int) -> Heads:
+# %% ../nbs/03_measure.ipynb #496c7ad3
+def fit_heads_on(net: nn.Module, paths: list[str], data: Any, asked: Asked, K: int) -> Heads:
     "Heads for these layers, by the recipe; for ridge a twentieth of the images chooses the penalty."
-    if recipe == 'ridge':
-        check_ridge(layer_shapes(net, paths, next(iter(Batches(data, 1, device)))[0]))
-        rest, valid = (Batches(part, batch, device, K=K) for part in split_off(data, .05, seed))
+    if asked.recipe == 'ridge':
+        rest, valid = (asked.batches(part, K) for part in split_off(data, .05, asked.seed))
+        check_ridge(layer_shapes(net, paths, next(iter(rest))[0][:1]))
         return ridge_heads(net, paths, rest, valid, K)
-    batches = Batches(data, batch, device, shuffle=True, seed=seed, K=K)
-    return train_heads(net, paths, batches, K, PROBE_RECIPES[recipe], seed)
+    return train_heads(net, paths, asked.batches(data, K, True), K, PROBE_RECIPES[asked.recipe], asked.seed)
 
 # %% ../nbs/03_measure.ipynb #fd57a41b
-def chosen_layers(net: nn.Module, layers, x: Tensor) -> list[str]:
-    """The layers asked for, or found, each with the side that a map too large to be measured is pooled to.
+def chosen_layers(net: nn.Module, layers: Any, x: Tensor, bound: int = MAP_INPUTS) -> list[str]:
+    """The layers asked for, or found (None: blocks; all: finer), each with the side that a map too large is
+    pooled to.
 
     Raises a `DlmechError` if there are none."""
-    paths = [layers] if isinstance(layers, str) else list(layers or all_layers(net, x))
+    if layers is None or layers == 'all': paths = all_layers(net, x, detail=layers or 'blocks')
+    else: paths = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     if not paths: raise DlmechError('layers: none were found in this network; name them by module path')
-    return [p for path in paths for p in ([path] if '@' in path else readable(net, [path], x))]
+    pooled = [re.search('@.*x', path) for path in paths]
+    return [p for path, side in zip(paths, pooled) for p in ([path] if side
+                                                             else readable(net, [path], x, bound))]
 
 def layer_row(number: int, path: str, success_rate: float, row: dict # of `measure_layer`
              ) -> dict:
@@ -315,46 +335,51 @@ def layer_row(number: int, path: str, success_rate: float, row: dict # of `measu
     return first | row
 
 # %% ../nbs/03_measure.ipynb #ffcc2504
-def measure(model: nn.Module,              # a trained network that answers with (B, K); given back as it came
+def measure(model: nn.Module,              # a trained network; given back as it came
             heads_on: Any,                 # training images: Dataset, DataLoader or (images, labels)
             fields_on: Any,                # images for the fields and the success rates
-            layers: list[str]|str|None = None,  # paths, as layer4 or layer4@1x1 (pooled to that); None: found
+            layers: list[str]|str|None = None,  # names, as layer4.1 or layer4.1@1x1; all; None: its blocks
             names: list[str]|None = None,  # of the labels; None: as the data set has them
             recipe: str = 'fast',          # how to train the heads: fast, paper, ridge
             threshold: float = .3,         # a normalised field above it counts
             batch: int|None = None,        # images a batch; None: as the recipe says
             seed: int = 0,
             device: Any = None,            # where to compute; None: where the network is
-            heads: Heads|None = None       # trained before, or `own_head`; None: train them now
+            heads: Heads|None = None,      # trained before, or `own_head`; None: train them now
+            output: int|str|None = None,   # which of the network's answers; None: found by looking
+            normal: Any = None,            # for bytes or colours in [0, 1]: imagenet, …, or (mean, deviation)
+            largest_map: int = MAP_INPUTS  # numbers in a map, beyond which it is pooled
            ) -> Measurement:
-    """Measures what every filter of a network does (phases 2 and 3 of P1 and P2), on any two data sets.
+    """Measures what every unit of a network does (phases 2 and 3 of P1 and P2), on any two data sets.
 
     Raises a `DlmechError` in one sentence for a network, layers or data that cannot be measured.
 
-        m = dlmech.measure(net, heads_on=data.train, fields_on=data.test)
-        m['layers.5'].card(17)"""
+        m = dlmech.measure(net, heads_on=data.train, fields_on=data.test)"""
     one_of('recipe', recipe, [*PROBE_RECIPES, 'ridge'])
     batch = batch or (250 if recipe == 'ridge' else PROBE_RECIPES[recipe].batch)
-    source = Source(model, fields_on, None if heads else heads_on)
-    with on_device(model, device) as (net, device):
-        K, x = output_count(net, Batches(heads_on, batch, device))
-        paths = heads.paths if heads else chosen_layers(net, layers, x[:1])
-        heads = heads or fit_heads_on(net, paths, heads_on, recipe, K, batch, device, seed)
-        return _measured(net, heads, Batches(fields_on, batch, device, K=K), x[:1], names, threshold, source)
+    view = translated_view(model, wanted) if (wanted := read_normal(normal)) else model
+    source = Source(view, fields_on, None if heads else heads_on)
+    with on_device(view, device) as (net, device):
+        asked = Asked(recipe, batch, seed, device, wanted is not None)
+        return _measured(net, heads_on, asked, source, (layers, heads, output, largest_map), names, threshold)
 
 # %% ../nbs/03_measure.ipynb #f45b0be1
-def _measured(net: nn.Module, heads: Heads, images: Batches, x: Tensor, # one image
-              names: list[str]|None, threshold: float, source: 'Source') -> Measurement:
-    "Phase 3 for these heads."
-    success = head_success(net, heads, images)
-    seen = observe(net, heads.paths, images, K := images.K, heads)
-    network = all_layers(net, x, heads.paths)
-    return assembled(network, heads, success, seen, label_names(names, images.data, K), threshold, source)
+def _measured(net: nn.Module, heads_on: Any, asked: Asked, source: 'Source', what: tuple,
+              names: list[str]|None, threshold: float) -> Measurement:
+    "Phases 2 and 3."
+    layers, heads, output, bound = what
+    K, x = output_count(net, asked.batches(heads_on), output)
+    paths = heads.paths if heads else chosen_layers(net, layers, x[:1], bound)
+    network = all_layers(net, x[:1], paths, 'all' if layers == 'all' else 'blocks')
+    images = asked.batches(source.images, K)
+    heads = heads or fit_heads_on(net, paths, heads_on, asked, K)
+    success, seen = head_success(net, heads, images), observe(net, paths, images, K, heads)
+    names = label_names(names or as_set(heads_on).names, images.names, K)
+    return assembled(network, heads, success, seen, names, threshold, source)
 
-def label_names(names: list[str]|None, data, K: int) -> list[str]:
-    "The labels' names, as given or as the data set has them; raises a `ParameterError` if they are not K."
-    names = list(names or getattr(data, 'names', None) or getattr(data, 'classes', None)
-                 or map(str, range(K)))
+def label_names(names: list[str], found: list[str], K: int) -> list[str]:
+    "The labels' names: given, or the data set's, or numbers; raises a `ParameterError` if they are not K."
+    names = list(names or found or map(str, range(K)))
     if len(names) != K: raise ParameterError(f'names: {len(names)} names for {K} labels')
     return names
 
@@ -362,9 +387,9 @@ def label_names(names: list[str]|None, data, K: int) -> list[str]:
 def assembled(network: list[str], heads: Heads, success: dict[str, float],
               seen: dict[str, tuple[LabelSums, Responses]], names, threshold, source) -> Measurement:
     "The Measurement of what one pass has seen."
-    modules, rows, stores = [module_path(p)[0] for p in network], [], {}
+    network, rows, stores = [p.partition('@')[0] for p in network], [], {}
     for p in heads.paths:
-        (sums, responses), head, n = seen[p], heads.weight(p), modules.index(module_path(p)[0]) + 1
+        (sums, responses), head, n = seen[p], heads.weight(p), network.index(p.partition('@')[0]) + 1
         means = sums.means()
         filters, row = measure_layer(means, head, responses.wins, threshold)
         rows.append(layer_row(n, p, success[p], row))
@@ -491,12 +516,12 @@ def own_head(model: nn.Module,  # answers with (B, K) through a linear layer
     Raises a `DlmechError` if it does not read that layer directly.
 
         m = dlmech.measure(net, train, test, heads=dlmech.own_head(net, 'layer4.1', images))"""
-    linear = next((m for _, m, *_ in reversed(module_calls(model, x)) if isinstance(m, nn.Linear)), None)
+    linear = next((c.module for c in reversed(traced(model, x)) if isinstance(c.module, nn.Linear)), None)
     with Trunk(model, [path]) as trunk: maps = trunk(x)[path]                            # (B, C, h, w)
     if linear is not None and linear.in_features == maps.shape[1]:
         path, maps = f'{path.split("@")[0]}@1x1', maps.mean((2, 3), keepdim=True)
     if linear is not None and linear.in_features == maps[0].numel():
-        with evaluating(model): out = model(x)
+        with evaluating(model): out = answer_of(model(x))
         if torch.allclose(F.linear(maps.flatten(1), linear.weight, linear.bias), out, rtol=1e-3,
                           atol=1e-3 * float(out.abs().max())):
             return heads_of({path: linear.weight.reshape(-1, *maps.shape[1:]).clone()})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'BatchLoss', 'ZOO', 'resolve', 'start', 'Recipe', 'get_recipe', 'lr_factor', 'sgd', 'mixed', 'compiled',
            'success_rate', 'train_epoch', 'answer_loss', 'save_checkpoint', 'load_checkpoint', 'train', 'shipped',
-           'ship', 'zoo', 'load', 'new_model', 'model_of', 'train_or_load']
+           'ship', 'zoo', 'load', 'new_model', 'model_of', 'stated_normal', 'train_or_load']
 
 # %% ../nbs/01_model.ipynb #8281b09d
 import json
@@ -20,13 +20,15 @@ from torch import nn, Tensor
 from torch.optim import Optimizer, SGD
 from tqdm import tqdm
 
-from .arch import check_arch, get_model, layers_of, PLANS, put_weights, translated, weights_file
-from .datasets import Batches, check_dataset, Data, get_data
+from .arch import (check_arch, get_model, layers_of, normal_in, NORMALS, PLANS, put_weights,
+                         shortcut_in, SMALL_RESNETS, SmallResNet, translated, weights_file)
+from .batches import Batches
+from .datasets import check_dataset, Data, get_data
+from .layers import evaluating, layer_numbers
 from .run import (cells_run, check_injected, check_parameters, DlmechError, generator, get_device,
                         locked, native_size, one_of, open_run, PACKAGE, ParameterError, Parameters, progress,
                         read_csv, read_json, read_tensors, Run, RUN_KEYS, run_name, versions, write_csv,
                         write_json, write_tensors)
-from .trunk import evaluating, layer_numbers
 
 # %% ../nbs/01_model.ipynb #4bb53e62
 def resolve(p: Parameters) -> None:
@@ -292,14 +294,18 @@ def new_model(p: Parameters, K: int) -> nn.Module:
     if p.weights == 'pretrained' and K != 1000:
         raise ParameterError(f"weights: torchvision's tell 1,000 labels apart, {p.dataset} has {K}; it may "
                              "be '' (train here) or a .safetensors file")
-    return get_model(p.arch, K, p.d, p.seed, p.size, p.plan, p.weights)
+    return get_model(p.arch, K, p.d, p.seed, p.size, p.plan, p.weights, p.normal)
 
 def model_of(run: Run, K: int) -> nn.Module:
     "The run's network from its folder, in evaluation mode."
     path, p = run.file('model.safetensors'), run.params
-    net = get_model(p.arch, K, p.d, size=224 if p.weights == 'pretrained' else p.size, plan=p.plan)
-    if p.weights == 'pretrained': translated(net)
-    return _placed(put_weights(net, read_tensors(path)[0], path), run.device).eval()
+    tensors, about = read_tensors(path)
+    size = 224 if p.weights == 'pretrained' else p.size
+    if p.arch in SMALL_RESNETS: net = SmallResNet(SMALL_RESNETS[p.arch], K, shortcut_in(tensors))
+    else: net = get_model(p.arch, K, p.d, size=size, plan=p.plan)
+    normal = normal_in(about) or (NORMALS['imagenet'] if p.weights == 'pretrained' else None)
+    if normal: translated(net, normal)
+    return _placed(put_weights(net, tensors, path), run.device).eval()
 
 # %% ../nbs/01_model.ipynb #ebb7af7c
 def _phase1(run: Run, net: nn.Module) -> dict[str, Tensor]:
@@ -312,12 +318,17 @@ def _phase1(run: Run, net: nn.Module) -> dict[str, Tensor]:
     train(net, run.data, get_recipe(p.recipe, p.arch, run.data, p.epochs), run.device, p.seed, run.path)
     return net.state_dict()
 
+def stated_normal(net: nn.Module) -> dict[str, str]:
+    "How a network wants its colours, as the header of its file states it; nothing for [-1, 1]."
+    normal = getattr(net, 'normal', None)
+    return {} if normal is None else dict(zip(('mean', 'std'), str(normal).split('/')))
+
 def train_or_load(run: Run) -> nn.Module:
     "The run's network in evaluation mode: read from its folder, or made now, which may take hours (phase 1)."
     with locked(run.path):
         if not run.file('model.safetensors').exists():
-            tensors = _phase1(run, new_model(run.params, run.data.K))
-            write_tensors(run.file('model.safetensors'),
-                          {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+            net = new_model(run.params, run.data.K)
+            tensors = {k: v.float() if v.is_floating_point() else v for k, v in _phase1(run, net).items()}
+            write_tensors(run.file('model.safetensors'), tensors, **stated_normal(net))
             run.file('checkpoint.safetensors').unlink(missing_ok=True)
     return model_of(run, run.data.K)

@@ -17,7 +17,7 @@ import pandas as pd, torch, torch.nn.functional as F
 from torch import nn, Tensor
 from torch.optim import Adam, Optimizer, SGD
 
-from .datasets import Batches
+from .batches import Batches
 from .model import (BatchLoss, load_checkpoint, mixed, new_model, save_checkpoint, train_epoch,
                           train_or_load)
 from .run import (DlmechError, generator, locked, progress, read_csv, read_tensors, Run, write_csv,

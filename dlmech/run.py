@@ -177,7 +177,7 @@ def progress(it: Iterable|None = None,  # what to go through
 @dataclass
 class Parameters:
     "What a phase notebook can be asked; the same names in every phase."
-    # the network: vgg6, vgg16, avgg16 (and so on), efficientnet_b0, or any of torchvision's
+    # the network: vgg6, vgg16, avgg16, …, efficientnet_b0, or any of torchvision's
     arch: str = 'vgg16'
     dataset: str = 'digits'   # the images: digits, cifar10, cifar100, fashion-mnist, imagenet, folder:PATH
     layer: int|str = 'last'   # which layer: its number from 1, its module path, last, or all
@@ -193,7 +193,8 @@ class Parameters:
     device: str = 'auto'      # auto, cpu, cuda, cuda:1
     size: int = 0             # side of the images in pixels; 0: as the data set has them (imagenet: 224)
     plan: str = ''            # layers and poolings of a VGG, as in "1 M 2 M 4 8 8 A4 M2"; '': its own
-    weights: str = ''         # '': train here; pretrained: torchvision's own; or a .safetensors file
+    weights: str = ''         # '': train here; pretrained: torchvision's own; or a .safetensors or .pth file
+    normal: str = ''          # how it wants colours: '' ([-1, 1]), imagenet, cifar10, cifar100, or "mean/std"
 
 # %% ../nbs/00_run.ipynb #7e73e32d
 def check_int(name: str, value: Any, low: int) -> int:
@@ -234,7 +235,8 @@ def check_parameters(p: Parameters) -> Parameters:
     try: p.threshold = float(p.threshold)
     except (TypeError, ValueError): p.threshold = float('nan')
     if not 0 < p.threshold < 1: raise ParameterError('threshold: it may be a number between 0 and 1, as 0.3')
-    for name in ('runs', 'root', 'arch', 'dataset', 'device', 'plan', 'weights'):
+    for name in ('runs', 'root', 'arch', 'dataset', 'device', 'plan', 'weights',
+                 'normal'):
         if not isinstance(getattr(p, name), (str, Path)):
             raise ParameterError(f'{name}: {getattr(p, name)!r} is not text')
     return p
@@ -308,7 +310,7 @@ def run_name(p: Parameters) -> str:
     if p.weights not in ('', 'pretrained'): weights += _digest(_place(p.weights))
     parts = [p.arch, f'{data}{labels}', p.plan.replace(' ', ''), f'd{p.d}' * bool(p.d),
              f'size{p.size}' * (p.size not in (0, native_size(p.dataset))), weights,
-             f"{p.recipe}{p.epochs or ''}", f'seed{p.seed}']
+             p.normal and f'normal{_digest(Path(p.normal))}', f"{p.recipe}{p.epochs or ''}", f'seed{p.seed}']
     return '-'.join(part for part in parts if part)
 
 # %% ../nbs/00_run.ipynb #ec6260f9
@@ -354,7 +356,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 # %% ../nbs/00_run.ipynb #470b70bc
 # what decides phases 1 and 2
-RUN_KEYS = ['arch', 'dataset', 'labels', 'd', 'seed', 'recipe', 'epochs', 'size', 'plan', 'weights']
+RUN_KEYS = ['arch', 'dataset', 'labels', 'd', 'seed', 'recipe', 'epochs', 'size', 'plan', 'weights',
+            'normal']
 
 def versions() -> dict[str, str]:
     "Versions of what computes."
@@ -369,11 +372,11 @@ def open_run(p: Parameters,  # checked parameters
 
     Raises a `DlmechError` if the folder holds a run of another configuration."""
     path = base()/Path(p.runs).expanduser()/run_name(p)
-    config = {k: getattr(p, k) for k in RUN_KEYS}
+    config = {k: getattr(p, k) for k in RUN_KEYS if k != 'normal' or p.normal}
     with locked(path):
         if (path/'config.json').exists():
             there = read_json(path/'config.json')
-            wrong = [k for k in RUN_KEYS if k in there and there[k] != config[k]]
+            wrong = [k for k in config if k in there and there[k] != config[k]]
             if wrong:
                 raise DlmechError(f'{path} holds another run ({wrong[0]} is {there.get(wrong[0])!r}); move '
                                   'it away, or give another folder with runs')

@@ -14,10 +14,12 @@ import numpy as np, pandas as pd, torch
 from torch import nn, Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from .datasets import as_set, Batches, FileSet, ImageSet
+from .batches import as_labels, as_set, Batches, images_and_labels
+from .datasets import FileSet, ImageSet
+from .layers import evaluating, hooked, LayerName
 from .measurement import LayerMeasurement
-from .run import clusters_of, one_of, ParameterError
-from .trunk import evaluating, hooked, module_path
+from .run import clusters_of, DlmechError, one_of, ParameterError
+from .trunk import axis_of
 
 # %% ../nbs/03_silence.ipynb #a89c89e2
 @contextmanager
@@ -27,10 +29,13 @@ def only(net: nn.Module,   # any network
         ) -> Iterator[nn.Module]:
     """`net` in evaluation mode, without gradients, with the maps of the layer's other filters at zero [ours].
 
-    On leaving, the network is exactly as it was."""
-    mask = lambda m, args, out: out * keep.to(out).reshape(-1, *[1]*(out.ndim-2))  # (B, C, …) * (C, …)
-    module = net.get_submodule(module_path(path)[0])
-    with hooked([(module, mask)]), evaluating(net), torch.no_grad(): yield net
+    On leaving, the network is exactly as it was. Raises a `DlmechError` for one of several outputs."""
+    axis, name = axis_of(net, path), LayerName.read(path, dict(net.named_modules()))
+    def mask(m, args, out):  # units (C,) lie on one axis of the output
+        if not isinstance(out, Tensor): raise DlmechError(f'{path}: only one of its outputs is measured')
+        shape = [-1 if a == axis % out.ndim else 1 for a in range(out.ndim)]
+        return out * keep.to(out).reshape(shape)
+    with hooked([(net.get_submodule(name.module), mask)]), evaluating(net), torch.no_grad(): yield net
 
 # %% ../nbs/03_silence.ipynb #4eeeb66d
 SWITCH = ['as it is', 'without this filter', 'this filter alone', 'one cluster alone']
@@ -63,13 +68,14 @@ def image_labels(data) -> Tensor: # (N,) int64
 
     Of dlmech's own sets, torchvision's, tensors and parts of these they are read without the images; any
     other set is gone through."""
-    data = as_set(data)[0]
+    asked = as_set(data)
+    data = asked.data
     if isinstance(data, Subset): return image_labels(data.dataset)[list(data.indices)]
     if isinstance(data, TensorDataset): return data.tensors[1].cpu().long()
     labels = getattr(data, 'labels', getattr(data, 'targets', None))
     if labels is None or getattr(data, 'target_transform', None):
-        labels = [int(data[i][1]) for i in range(len(data))]
-    return torch.as_tensor(labels).cpu().long()
+        labels = [images_and_labels(data[i])[1] for i in range(len(data))]
+    return as_labels(labels, asked.names).cpu()
 
 # %% ../nbs/03_silence.ipynb #a6240686
 def even_batches(data,              # any labelled data set
@@ -77,7 +83,8 @@ def even_batches(data,              # any labelled data set
                  n: int = SUCCESS_IMAGES    # images in all
                 ) -> list[tuple[Tensor, Tensor]]: # [(images (B, 3, H, W), labels (B,)), …]
     "Batches of `n` images (of all, if there are fewer), taken evenly from the images sorted by label."
-    own, loading, _ = as_set(data)
+    asked = as_set(data)
+    own, loading = asked.data, {k: v for k, v in asked.loading.items() if k != 'drop_last'}
     order = image_labels(own).argsort(stable=True)
     at = order[torch.linspace(0, len(order)-1, min(n, len(order))).long()]
     if isinstance(own, (ImageSet, FileSet)): part = own.at(at)

@@ -9,7 +9,7 @@ when the time is up, or by Ctrl-C; what it had done lies in its run's folder (a 
 the same command goes on from there. After every step `out` holds, whole, what the finished networks state,
 their weights in half precision in parts of at most 16 MiB, and all tables.
 """
-import argparse, json, shutil, subprocess, sys, time
+import argparse, json, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are born deaf to it
     args = parser().parse_args()
     if args.step:
         name, = args.jobs

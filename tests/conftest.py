@@ -45,7 +45,8 @@ def cifar_root(real): return real('cifar10')
 def trained_digits():
     "VGG-6 (d = 4) trained on the digits, its data, and a head on every layer."
     from dlmech.arch import get_model, layers_of
-    from dlmech.datasets import Batches, get_data
+    from dlmech.batches import Batches
+    from dlmech.datasets import get_data
     from dlmech.model import get_recipe, train
     from dlmech.probe import PROBE_RECIPES, train_heads
     data, net, paths = get_data('digits'), get_model('vgg6', 10, d=4), layers_of('vgg6')

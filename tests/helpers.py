@@ -67,8 +67,8 @@ def same_state(a: list, b: list) -> bool:
 
 def run(*command, timeout: float = 600, **changes) -> subprocess.CompletedProcess:
     "A command with its output, in the environment of tests."
-    return subprocess.run(list(map(str, command)), env=ENV, capture_output=True, text=True, timeout=timeout,
-                          **changes)
+    return subprocess.run(list(map(str, command)), **{'env': ENV, **changes}, capture_output=True, text=True,
+                          timeout=timeout)
 
 
 def papermill(name: str, out: Path, *parameters: str, cwd: Path = TOP, timeout: float = 600
@@ -76,8 +76,9 @@ def papermill(name: str, out: Path, *parameters: str, cwd: Path = TOP, timeout: 
     """The notebook of that name (or at that path) by papermill, written once it is done: saving it after
     every cell takes a quarter of the time."""
     given = [a for p in parameters for a in ('-p', *p.split('=', 1))]
+    env = {k: v for k, v in ENV.items() if k != 'MPLBACKEND'}                   # a kernel shows its figures
     return run('papermill', NBS/f'{name}.ipynb', out, *given, '--no-progress-bar',
-               '--no-request-save-on-cell-execute', cwd=cwd, timeout=timeout)
+               '--no-request-save-on-cell-execute', cwd=cwd, timeout=timeout, env=env)
 
 
 def python(code: str, *args) -> subprocess.Popen:

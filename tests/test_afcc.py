@@ -2,17 +2,17 @@
 import copy, warnings
 
 import numpy as np, pytest, torch
-from nets import blobs, linked_net
 from torch import nn
 
 import dlmech
+from dlmech.layers import hooked
 from dlmech.measurement import measure_run
 from dlmech.model import start, train_or_load
 from dlmech.pruning.afcc import (afcc_masks, check_measurement, dilute, Diluted, holding, labels_of, masked,
                                  random_afcc, random_labels, rescue, retrain, shared)
 from dlmech.pruning.links import weights_of
 from dlmech.run import DlmechError, ParameterError, read_csv
-from dlmech.trunk import hooked
+from helpers import blobs, linked_net
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,6 @@ import urllib.error
 import pytest, torch, torchvision
 
 import dlmech
-from dlmech import trunk
 from dlmech.arch import arch_names, get_model, layers_of, PLANS
 from dlmech.datasets import get_data
 from dlmech.measurement import measure_run
@@ -47,7 +46,7 @@ def test_every_name_of_torchvision_is_a_network_whose_layers_are_found():
         assert all(isinstance(p, str) for p in layers_of(name, size=224))
 
 
-@pytest.mark.parametrize('name, layers', [('efficientnet_b0', 9), ('resnet18', 20),
+@pytest.mark.parametrize('name, layers', [('efficientnet_b0', 9), ('resnet18', 9),
                                           ('avgg16', 13)])  # 16 x 16 where that can be: a quarter of the time
 def test_a_run_of_another_architecture_from_end_to_end(name, layers, tmp_path):
     run = start(arch=name, dataset='digits', labels='0,1', epochs=1, layer='all', recipe='ridge',
@@ -62,13 +61,12 @@ def test_a_run_of_another_architecture_from_end_to_end(name, layers, tmp_path):
         assert (read_csv(run.path/'probe.csv').inputs == table.filters).all()
 
 
-def test_a_map_too_large_is_pooled_and_its_name_says_so(monkeypatch):
+def test_a_map_too_large_is_pooled_and_its_name_says_so():
     torch.manual_seed(0)
     x, y = torch.randn(40, 3, 16, 16), torch.arange(40) % 4
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
                               torch.nn.Linear(6*256, 4)).eval()
-    monkeypatch.setattr(trunk, 'MAP_INPUTS', 6 * 64)
-    found = dlmech.measure(net, heads_on=(x, y), fields_on=(x, y), layers=['1'])
+    found = dlmech.measure(net, (x, y), (x, y), layers=['1'], largest_map=6*64)
     assert found.layers.name.tolist() == ['1@8x8']
     assert len(found['1']) == len(found['1'].filters) == 6
     head = found['1'].head                                                          # (4, 6, 8, 8)

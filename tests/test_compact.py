@@ -2,7 +2,6 @@
 import copy
 
 import pytest, torch
-from nets import linked_net
 from torch import nn
 
 from dlmech.pruning.afcc import masked
@@ -10,6 +9,7 @@ from dlmech.pruning.compact import (compact, cut_out, exported, forms_of, load_c
                                     parameters_of, put, save_compact, select, sizes, to_onnx)
 from dlmech.pruning.links import cuttable, Link, links
 from dlmech.run import DlmechError, write_tensors
+from helpers import linked_net
 
 
 def random_net(seed):

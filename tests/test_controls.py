@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 
 import dlmech.study.controls as controls
-from dlmech.datasets import Batches, get_data
+from dlmech.batches import Batches
+from dlmech.datasets import get_data
 from dlmech.filter import clusters, fields, label_means
 from dlmech.measurement import measure_run
 from dlmech.model import start, success_rate, train_or_load

@@ -13,7 +13,7 @@ EXPORTED = [c for found in BOOKS.values() for c in found if c.exported]
 CODE = [c for found in BOOKS.values() for c in found if c.kind == 'code' and c.lines]
 SCRIPTS = sorted(p for folder in ('tests', 'bench', 'experiments') for p in (TOP/folder).glob('*.py'))
 # data flows down: a module imports from those above it
-ORDER = '''run stats figures datasets trunk arch model probe filter measurement silence
+ORDER = '''run stats figures datasets batches layers trunk arch model probe filter measurement silence
            pruning.links pruning.afcc pruning.scores pruning.compact pruning.prune
            study.study study.compare study.universality study.controls
            look.views look.explore look.report cli'''.split()
@@ -132,7 +132,7 @@ def test_a_module_imports_from_those_above_it(name):
 def test_no_hook_is_made_by_hand():
     made = {name for name, tree in MODULES.items()
             if any(re.fullmatch('register_.*hook', n) for n in names_in(ast.unparse(tree)))}
-    assert made == {'trunk', 'arch'}  # arch: the hook that translates colours is the network's own
+    assert made == {'layers', 'arch'}  # arch: the hook that translates colours is the network's own
 
 
 # ---- what a user types

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from dlmech.arch import get_model
-from dlmech.datasets import Batches, ImageSet
+from dlmech.batches import Batches
+from dlmech.datasets import ImageSet
 from dlmech.filter import fields, find_clusters, label_means, normalised
 from dlmech.run import generator
 

@@ -5,9 +5,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import dlmech
 from dlmech.filter import fields, label_means
+from dlmech.layers import find_layers
 from dlmech.measurement import check_fields
 from dlmech.run import DlmechError
-from dlmech.trunk import find_layers
 from helpers import blobs, same_state, small_net, state
 
 
@@ -144,8 +144,8 @@ def test_data_sets_in_any_form_give_the_same():
     assert tables[0].equals(tables[1])
 
 
-UNEVEN = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Unflatten(1, (2, 196)), nn.Linear(196, 4),
-                       nn.Flatten(), nn.Linear(8, 4), nn.Identity())
+UNEVEN = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Unflatten(1, (2, 14, 14, 1)), nn.Flatten(),
+                       nn.Linear(392, 4), nn.Identity())
 
 
 @pytest.mark.parametrize('change, said', [
@@ -156,7 +156,7 @@ UNEVEN = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Unflatten(1, (2, 196
     (dict(fields_on=(torch.zeros(0, 3, 16, 16), torch.zeros(0, dtype=torch.long))), 'no images'),
     (dict(heads_on=blobs(40, 6)), 'labels from 0 to 5, but the network has 4 outputs'),
     (dict(fields_on=blobs(40, 3)), 'label 3 has no image'),
-    (dict(layers=['2', '6'], model=UNEVEN), 'of shape'),
+    (dict(layers=['2', '5'], model=UNEVEN), 'of shape'),
     (dict(model=nn.Conv2d(3, 2, 3)), 'it should answer with a'),
     (dict(device='gpu'), 'device: there is no'),
 ])

@@ -3,7 +3,7 @@ set every weight to zero but one filter's, send every image through, average the
 import numpy as np, pytest, torch
 from torch import nn
 
-from dlmech.datasets import Batches
+from dlmech.batches import Batches
 from dlmech.filter import fields, observe, Responses
 from dlmech.probe import Heads
 

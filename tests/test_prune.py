@@ -1,12 +1,12 @@
 "One call from a measurement to a smaller network: its steps, the network as it was, bad input refused."
 import pytest, torch
-from nets import blobs, linked_net
 from torch import nn
 
 import dlmech
 from dlmech.pruning.compact import cut_out, macs, parameters_of
 from dlmech.pruning.scores import keep_top_filters, remove, SCORES, unit_stats
 from dlmech.run import DlmechError, ParameterError
+from helpers import blobs, linked_net
 
 
 @pytest.fixture(scope='module')

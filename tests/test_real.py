@@ -3,7 +3,8 @@ import pandas as pd, pytest, torch
 
 import dlmech
 from dlmech.arch import layers_of
-from dlmech.datasets import Batches, decode_all, get_data, image_folder, resize
+from dlmech.batches import Batches
+from dlmech.datasets import decode_all, get_data, image_folder, resize
 from dlmech.measurement import measure_run
 from dlmech.model import start, success_rate, train_or_load, ZOO, zoo
 from helpers import TOP

@@ -6,7 +6,7 @@ import pandas as pd, pytest, torch, torchvision
 from safetensors.torch import load_file
 
 import dlmech.probe
-from dlmech.datasets import Batches
+from dlmech.batches import Batches
 from dlmech.filter import fields, label_means
 from dlmech.measurement import measure_run
 from dlmech.model import get_recipe, start, train, train_or_load

@@ -2,17 +2,17 @@
 import copy
 
 import pytest, torch, torch.nn.functional as F
-from nets import blobs, linked_net
 from torch import nn
 
 import dlmech
 from dlmech.arch import translated
-from dlmech.datasets import Batches
+from dlmech.batches import Batches
 from dlmech.filter import find_clusters, normalised
 from dlmech.pruning.compact import cut_out
 from dlmech.pruning.scores import (joint_field, keep_top, keep_top_filters, keep_top_n, KERNELS, label_signal,
                                    magnitude_masks, remove, SCORES, split, unit_stats)
 from dlmech.run import DlmechError, ParameterError
+from helpers import blobs, linked_net
 
 
 @pytest.fixture(scope='module')

@@ -24,7 +24,8 @@ from PIL import Image
 from torch import nn, Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..datasets import as_set, FileSet, ImageSet, read_image, to_float
+from ..batches import as_images, as_set, images_and_labels
+from ..datasets import FileSet, ImageSet, read_image, to_float
 from ..figures import brief, CURVES, draw_curves, draw_filter, draw_legend, draw_ticks, KINDS
 from ..filter import Clusters, filter_rows, find_clusters, normalised, snr
 from ..measurement import FiledLayer, Measurement, Pictures, RunSource
@@ -197,15 +198,16 @@ def shown_images(m: Measurement) -> Any: # labelled data
 
 def _of_bytes(data) -> bool:
     "Whether these are images that dlmech itself scales for the network."
-    return isinstance(as_set(data)[0], (ImageSet, FileSet))
+    return isinstance(as_set(data).data, (ImageSet, FileSet))
 
 def network_input(data, numbers: list[int], # of some of its images
                   device: torch.device) -> Tensor: # (B, 3, H, W)
     "These images of a labelled data set as the network sees them."
-    own, loading, _ = as_set(data)
+    asked = as_set(data)
+    own = asked.data
     if _of_bytes(own): return to_float(torch.stack([own[i][0] for i in numbers]).to(device))
-    batch = DataLoader(Subset(own, numbers), len(numbers), collate_fn=loading.get('collate_fn'))
-    return next(iter(batch))[0].to(device)
+    batch = DataLoader(Subset(own, numbers), len(numbers), collate_fn=asked.loading.get('collate_fn'))
+    return as_images(images_and_labels(next(iter(batch)))[0]).to(device)
 
 # %% ../../nbs/06_views.ipynb #3b43ff8d
 def get_image(m: Measurement,
@@ -229,7 +231,7 @@ def check_takes_pictures(data):
     "Raises a `DlmechError` for a data set whose way from a picture to the network's input is not known."
     if not _of_bytes(data):
         raise DlmechError(f"an image of your own can stand in for one of dlmech's own data sets; how this "
-                          f'{type(as_set(data)[0]).__name__} prepares its images is not known')
+                          f'{type(as_set(data).data).__name__} prepares its images is not known')
 
 def _device(net: nn.Module) -> torch.device:
     "Where a network is."

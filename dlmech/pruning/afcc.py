@@ -16,12 +16,12 @@ from typing import Any
 import pandas as pd, torch
 from torch import nn, Tensor
 
-from ..datasets import Batches
+from ..batches import Batches
+from ..layers import hooked
 from ..measurement import check_fields, Measurement, RunSource
 from ..model import answer_loss, get_recipe, new_model, train, train_epoch
 from .links import Link, link_between, links, modules_of
 from ..run import check_int, clusters_of, DlmechError, generator, one_of, ParameterError, progress, Run
-from ..trunk import hooked
 
 # %% ../../nbs/04_afcc.ipynb #8aba4603
 def check_measurement(m: Measurement,   # the measurement to prune by

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np, pandas as pd, torch
 from torch import nn, Tensor
 
+from ..layers import CONVS, evaluating, hooked
 from .afcc import Diluted
 from .links import by_filter, cuttable, Link, links, modules_of, NORMS, WEIGHTED
 from ..run import DlmechError, one_of, read_tensors, write_tensors
-from ..trunk import CONVS, evaluating, hooked
 
 # %% ../../nbs/04_compact.ipynb #8ab74495
 @torch.no_grad()

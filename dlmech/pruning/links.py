@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import fx, nn, Tensor
 
+from ..layers import CONVS, FOLLOWS, module_path
 from ..run import DlmechError
-from ..trunk import CONVS, FOLLOWS, module_path
 
 # %% ../../nbs/04_links.ipynb #2387cd7d
 WEIGHTED = *CONVS, nn.Linear

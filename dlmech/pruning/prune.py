@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 from torch import nn, Tensor
 
-from ..datasets import Batches
+from ..batches import Batches
+from ..layers import module_path
 from ..measurement import Measurement
 from .afcc import check_measurement
 from .compact import cut_out, macs_by_layer, parameters_of
 from .links import modules_of, reader_of
 from .scores import keep_top_filters, remove, SCORES, unit_stats
 from ..run import DlmechError, one_of, ParameterError
-from ..trunk import module_path
 
 # %% ../../nbs/04_prune.ipynb #e1c54a05
 def _removable(net: nn.Module, m: Measurement,

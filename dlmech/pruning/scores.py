@@ -20,11 +20,11 @@ import pandas as pd, torch, torch.nn.functional as F
 from torch import fx, nn, Tensor
 
 from ..filter import chunks, Clusters, find_clusters, LabelSums, normalised
+from ..layers import evaluating, hooked
 from ..measurement import Measurement
 from .afcc import check_measurement, Diluted, masked
 from .links import by_filter, graph_of, Link, links, modules_of, NORMS, reader_of
 from ..run import DlmechError, generator, one_of, ParameterError, progress
-from ..trunk import evaluating, hooked
 
 # %% ../../nbs/04_scores.ipynb #d1fcf5c8
 @dataclass

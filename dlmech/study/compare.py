@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn, Tensor
 
-from ..datasets import Batches
+from ..batches import Batches
 from ..filter import find_clusters, normalised
 from ..measurement import measure_run
 from ..model import get_recipe, success_rate, train_or_load

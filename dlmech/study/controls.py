@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
 from torch import nn, Tensor
 
-from ..datasets import Batches, Data, FileSet, ImageSet
+from ..batches import Batches
+from ..datasets import Data, FileSet, ImageSet
 from ..figures import KINDS
 from ..filter import chunks, Clusters, fields, find_clusters, measure_fields, normalised, observe
 from ..measurement import LayerMeasurement, measure_run

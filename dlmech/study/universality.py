@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..datasets import Batches
+from ..batches import Batches
 from ..figures import KINDS
 from ..measurement import measure_run
 from ..model import get_recipe, resolve, start, success_rate, train_or_load

@@ -1,0 +1,211 @@
+"""Layers found by looking and their units, on networks that others wrote; data and weights as people have
+them."""
+import pytest, torch, torchvision
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, random_split, SubsetRandomSampler, TensorDataset
+
+import dlmech
+from dlmech.arch import get_model, NORMALS
+from dlmech.batches import Batches
+from dlmech.filter import fields, label_means
+from dlmech.layers import answer_of, blocks_in, find_layers, LayerName, traced, width_of
+from dlmech.run import DlmechError, generator, ParameterError
+from dlmech.trunk import readable, Trunk
+from helpers import blobs, same_state, small_net, state
+
+timm = pytest.importorskip('timm')
+
+TORCHVISION = '''resnet18 resnet50 resnext50_32x4d wide_resnet50_2 efficientnet_b0 mobilenet_v2
+    mobilenet_v3_small densenet121 googlenet squeezenet1_1 shufflenet_v2_x0_5 mnasnet0_5
+    regnet_y_400mf regnet_x_400mf convnext_tiny vit_b_32 swin_t swin_v2_t maxvit_t'''.split()
+TIMM = '''resnet18 resnet26 efficientnet_b0 tf_efficientnet_lite0 mobilenetv3_small_050 convnext_atto
+    convnextv2_atto swin_tiny_patch4_window7_224 vit_tiny_patch16_224 deit_tiny_patch16_224 mixer_s32_224
+    resmlp_12_224 gmlp_s16_224 regnety_002 densenet121 poolformer_s12 mobilevit_xxs pvt_v2_b0
+    xcit_nano_12_p16_224 coatnet_nano_rw_224 repvgg_a0 edgenext_xx_small nfnet_l0'''.split()
+JOINED = {'_DenseBlock', 'DenseBlock', 'Inception', 'Fire', 'InvertedResidual'}  # what is joined may be wider
+
+
+def made(source: str, name: str) -> tuple[nn.Module, int]:
+    "A network with weights drawn by chance, and the side of its images."
+    torch.manual_seed(0)
+    side = 224 if any(k in name for k in ('vit', 'swin', 'deit', 'mixer', 'mlp', 'xcit', 'coat')) else 96
+    if source == 'timm': return timm.create_model(name, num_classes=4), side
+    extra = dict(init_weights=False, aux_logits=False) if name == 'googlenet' else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=4, **extra), side
+
+
+def true_width(net, calls, path) -> int|None:
+    "How many units the modules within a block say that it has, if they say."
+    at = next(i for i in reversed(range(len(calls))) if calls[i].path == path)
+    inside = [c for c in calls[:at+1] if calls[at].holds(c) and width_of(c.module)]
+    return None if type(calls[at].module).__name__ in JOINED or not inside else width_of(inside[-1].module)[0]
+
+
+@pytest.mark.parametrize('source, name', [*(('torchvision', n) for n in TORCHVISION),
+                                          *(('timm', n) for n in TIMM)])
+def test_a_tour(source, name):
+    """Layers are blocks, units have the block's own width, fields are those of the definition, nothing is
+    changed."""
+    net, side = made(source, name)
+    net.train()
+    before, x, y = state(net), torch.randn(4, 3, side, side), torch.arange(4) % 2
+    found = find_layers(net, x[:1])
+    calls = traced(net, x[:1])
+    blocks = [c.path for c in blocks_in(calls)]
+    assert len(blocks) >= 4
+    assert set(blocks) <= {LayerName.read(p, dict(net.named_modules())).module for p in found}
+    paths = readable(net, [found[len(found)//2], found[-1]], x[:1])
+    with Trunk(net, paths) as trunk: maps = trunk(x)
+    for p, units in maps.items():
+        width = true_width(net, calls, LayerName.read(p, dict(net.named_modules())).module)
+        assert units.ndim == 4
+        assert width is None or units.shape[1] == width, p
+    p, units = list(maps.items())[-1]
+    head = torch.randn(2, *units.shape[1:], generator=generator(1))
+    M = fields(label_means(net, [p], [(x, y)], 2)[p], head)
+    for f in (0, 1, units.shape[1] - 1):
+        alone = torch.einsum('bhw,khw->bk', units[:, f].double(), head[:, f].double())
+        slow = torch.stack([alone[y == k].mean(0) for k in (0, 1)])
+        assert torch.allclose(M[f], slow, rtol=1e-4, atol=1e-5 * float(slow.abs().max() + 1e-9))
+    assert same_state(state(net), before)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'efficientnet_b0', 'densenet121'])
+def test_the_same_places_are_found_whoever_wrote_it(name):
+    x = torch.randn(1, 3, 96, 96)
+    widths = []
+    for source in ('torchvision', 'timm'):
+        net, _ = made(source, name)
+        paths = find_layers(net, x)
+        with Trunk(net, paths) as trunk: widths.append([tuple(m.shape[1:]) for m in trunk(x).values()])
+    assert widths[0] == widths[1]
+
+
+# ---- answers
+
+class Answers(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.net, self.how = small_net(), how
+    def forward(self, x): return self.how(self.net(x))
+
+
+@pytest.mark.parametrize('how', [lambda y: (y, None), lambda y: dict(logits=y),
+                                 lambda y: dict(features=y[:, :, None], out=y)])
+def test_networks_that_answer_otherwise_are_understood(how):
+    plain, other = small_net(), Answers(how)
+    tables = [dlmech.measure(net, blobs(80, 4), blobs(40, 4, 1), layers=[path], recipe='ridge').layers
+              for net, path in ((plain, '5'), (other, 'net.5'))]
+    assert tables[0].success_rate.tolist() == tables[1].success_rate.tolist()
+
+
+def test_one_of_several_outputs_is_named():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 5, 3), nn.LazyLinear(4)
+        def forward(self, x): return self.fc(self.twice(x)[0].flatten(1))
+        def twice(self, x): return self.both(x)
+    net = Two()
+    net.both = Both()
+    net(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(DlmechError, match=r'name one of its tensors: both.0, both.1'):
+        dlmech.measure(net, blobs(40, 4), blobs(40, 4), layers=['both'])
+    m = dlmech.measure(net, blobs(40, 4), blobs(40, 4), layers=['both.1'])
+    assert m['both.1'].head.shape[1] == 7
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 7, 3)
+    def forward(self, x): return self.a(x), self.b(x)
+
+
+def test_which_axis_is_asked_where_it_cannot_be_told():
+    class Odd(nn.Module):
+        "Answers for 8 x 8 images alone, with as many units as positions, by functions without modules."
+        def __init__(self):
+            super().__init__()
+            self.w, self.fc = nn.Parameter(torch.randn(8, 3)), nn.Linear(512, 4)
+            self.mix = Mix()
+        def forward(self, x):
+            if x.shape[-1] != 8: raise ValueError('8 x 8 only')
+            return self.fc(self.mix(x, self.w).flatten(1))
+    class Mix(nn.Module):
+        def forward(self, x, w): return torch.einsum('bchw,kc->bkhw', x, w)
+    data = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
+    with pytest.raises(DlmechError, match='say mix@first'): dlmech.measure(Odd(), data, data, layers=['mix'])
+    assert len(dlmech.measure(Odd(), data, data, layers=['mix@last'])['mix@last']) == 8
+
+
+# ---- data
+
+def test_a_loader_is_taken_at_its_word():
+    x, y = blobs(80, 4)
+    every = TensorDataset(x, y)
+    loader = DataLoader(every, 8, sampler=SubsetRandomSampler(range(20)))
+    assert sum(len(labels) for _, labels in Batches(loader)) == 20
+    assert sum(len(labels) for _, labels in Batches(DataLoader(every, 30, drop_last=True))) == 60
+    part, _ = random_split(every, [10, 70])
+    assert sum(len(labels) for _, labels in Batches(part)) == 10
+
+
+class Dicts(Dataset):
+    "As Hugging Face gives them: bytes, texts for labels."
+    def __init__(self, n): self.x, self.y = blobs(n, 4)
+    def __len__(self): return len(self.y)
+    def __getitem__(self, i):
+        return dict(img=(self.x[i] * 30 + 100).clamp(0, 255).byte().permute(1, 2, 0).numpy(),
+                    label='abcd'[self.y[i]])
+
+
+def test_dicts_bytes_and_texts_are_understood():
+    m = dlmech.measure(small_net(), Dicts(120), Dicts(40), layers=['5'])
+    assert m.names == ['a', 'b', 'c', 'd']
+    assert m.layers.success_rate[0] > .5
+    m['5'].card(0)
+
+
+@pytest.mark.parametrize('labels', [lambda y: y.byte(), lambda y: y.int(), lambda y: y.float(),
+                                    lambda y: y[:, None],
+                                    lambda y: nn.functional.one_hot(y, 4)])
+def test_labels_in_any_form_give_the_same(labels):
+    x, y = blobs(60, 4)
+    tables = [dlmech.measure(small_net(), (x, t), (x, t), layers=['5'])['5'].filters for t in (y, labels(y))]
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize('data, said', [
+    ((torch.zeros(9, 3, 16, 16), torch.tensor([0, 1.7] * 4 + [0])), '1.7 is no label'),
+    ((torch.zeros(9, 3, 16, 16), torch.zeros(5)), '9 images and 5 labels'),
+    ((torch.zeros(9, 3, 16, 16, dtype=torch.int32), torch.zeros(9)), 'type int32 are not understood'),
+])
+def test_data_that_cannot_be_is_refused(data, said):
+    with pytest.raises(ParameterError) as e: dlmech.measure(small_net(), data, data)
+    assert said in str(e.value)
+    assert '\n' not in str(e.value)
+
+
+# ---- their normalisation
+
+def test_a_network_with_its_own_colours_gives_the_same_three_ways():
+    x, y = torch.rand(60, 3, 16, 16, generator=generator(0)), torch.arange(60) % 4
+    mean, std = (torch.tensor(t)[:, None, None] for t in (NORMALS['imagenet'].mean, NORMALS['imagenet'].std))
+    net = small_net()
+    before = state(net)
+    ready = dlmech.measure(net, ((x - mean) / std, y), ((x - mean) / std, y), layers=['5'])
+    by_name = dlmech.measure(net, (x, y), (x, y), layers=['5'], normal='imagenet')
+    assert torch.allclose(ready['5'].fields, by_name['5'].fields, rtol=1e-3, atol=1e-4)
+    assert same_state(state(net), before)
+    with pytest.raises(ParameterError, match='as if they had been normalised already'):
+        dlmech.measure(net, ((x - mean) / std, y), ((x - mean) / std, y), layers=['5'], normal='imagenet')
+
+
+def test_answer_of_says_what_was_answered():
+    with pytest.raises(DlmechError, match='not with a str'): answer_of('yes')
+
+
+def test_small_resnets_have_their_blocks():
+    for name, blocks in (('resnet20', 9), ('resnet56', 27)):
+        assert len(find_layers(get_model(name, 10), torch.zeros(1, 3, 32, 32))) == blocks + 1
