@@ -181,13 +181,12 @@ class _Order:
                                    generator=g) if self.shuffle else torch.arange(len(self.data))
         return [b.tolist() for b in order.split(self.batch)][:len(self)]
 
-# %% ../nbs/01_batches.ipynb #b50412bd
-class _Reading(_Order):
-    "The batches of a set, of ours or any other."
+# %% ../nbs/01_batches.ipynb #a51ac16d
+class _OwnSet(_Order):
+    "The batches of one of our sets: bytes, varied on the device."
     augment: Augment
     device: Any
     workers: int
-    unit: bool
     numbers: Tensor
     def of_own_set(self) -> Iterator[tuple[Tensor, Tensor]]:
         "Batches of bytes, varied on the device."
@@ -203,6 +202,11 @@ class _Reading(_Order):
             for i in map(torch.tensor, self.order()):
                 images, labels = self.data.take(i)
                 yield images, labels, i
+
+# %% ../nbs/01_batches.ipynb #b50412bd
+class _Reading(_OwnSet):
+    "The batches of a set, of ours or any other."
+    unit: bool
     def of_any_set(self) -> Iterator[tuple[Tensor, Tensor]]:
         "Batches as the set's own collate function makes them."
         loading = {k: v for k, v in self.set.loading.items() if k != 'drop_last'}

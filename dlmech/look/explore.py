@@ -351,7 +351,6 @@ class Explorer(widgets.VBox):
     def flush(self):
         "Draws now all that is old."
         self.soon.flush()
-
     def changed(self, follow: Callable[['Explorer'], None]|None, change):
         "A control has moved: what follows from it, then, soon, a picture."
         if self.following: return

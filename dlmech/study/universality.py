@@ -184,6 +184,7 @@ def positive(table: pd.DataFrame, # of a sweep
     t = succeeded(table).reindex(columns=['K', column]).astype(float)
     return t.loc[np.isfinite(t[column]) & (t[column] > 0)]
 
+# %% ../../nbs/05_universality.ipynb #10d41114
 def sweep_claims(table: pd.DataFrame # of a sweep
                 ) -> pd.DataFrame:
     "P2's claims about K, each with what was measured and a verdict."
@@ -227,6 +228,7 @@ def draw_points(ax: Axes, rows: pd.DataFrame, # of a sweep
     ax.set_xlabel('labels K', fontsize=7)
     ax.tick_params(labelsize=6)
 
+# %% ../../nbs/05_universality.ipynb #0d5ec758
 def sweep_figure(table: pd.DataFrame, # of a sweep
                  title: str = '') -> Figure:
     """Error against K with its lines; Nc and Cs, noise and SNR of the last layer against K. Small: runs;
