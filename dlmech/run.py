@@ -295,9 +295,9 @@ def _place(path: str) -> Path:
     "Where a path that a user wrote leads."
     return (base()/Path(path).expanduser()).resolve()
 
-def _digest(path: Path) -> str:
-    "Six characters that stand for a path."
-    return sha256(str(path).encode()).hexdigest()[:6]
+def _digest(value: Path|str) -> str:
+    "Six characters that stand for a path, or a text."
+    return sha256(str(value).encode()).hexdigest()[:6]
 
 def run_name(p: Parameters) -> str:
     "The folder's name for these parameters, as `vgg16-digits-d64-fast-seed0`."
@@ -310,7 +310,7 @@ def run_name(p: Parameters) -> str:
     if p.weights not in ('', 'pretrained'): weights += _digest(_place(p.weights))
     parts = [p.arch, f'{data}{labels}', p.plan.replace(' ', ''), f'd{p.d}' * bool(p.d),
              f'size{p.size}' * (p.size not in (0, native_size(p.dataset))), weights,
-             p.normal and f'normal{_digest(Path(p.normal))}', f"{p.recipe}{p.epochs or ''}", f'seed{p.seed}']
+             p.normal and f'normal{_digest(p.normal)}', f"{p.recipe}{p.epochs or ''}", f'seed{p.seed}']
     return '-'.join(part for part in parts if part)
 
 # %% ../nbs/00_run.ipynb #ec6260f9

@@ -29,12 +29,13 @@ def only(net: nn.Module,   # any network
         ) -> Iterator[nn.Module]:
     """`net` in evaluation mode, without gradients, with the maps of the layer's other filters at zero [ours].
 
-    On leaving, the network is exactly as it was. Raises a `DlmechError` for one of several outputs."""
-    axis, name = axis_of(net, path), LayerName.read(path, dict(net.named_modules()))
+    On leaving, the network is exactly as it was. Raises a `DlmechError` for one of several outputs, or if
+    `keep` does not fit."""
+    name = LayerName.read(path, dict(net.named_modules()))
     def mask(m, args, out):  # units (C,) lie on one axis of the output
         if not isinstance(out, Tensor): raise DlmechError(f'{path}: only one of its outputs is measured')
-        shape = [-1 if a == axis % out.ndim else 1 for a in range(out.ndim)]
-        return out * keep.to(out).reshape(shape)
+        axis = axis_of(net, path, out, len(keep))
+        return out * keep.to(out).reshape([-1 if a == axis else 1 for a in range(out.ndim)])
     with hooked([(net.get_submodule(name.module), mask)]), evaluating(net), torch.no_grad(): yield net
 
 # %% ../nbs/03_silence.ipynb #4eeeb66d

@@ -79,9 +79,16 @@ class _Pass:
 # {network: {layer: axis of its units}}, of networks looked at before
 _axes: WeakKeyDictionary = WeakKeyDictionary()
 
-def axis_of(net: nn.Module, name: str) -> int:
-    "On which axis the layer's units lie, if a trunk has looked at it; 1 (filters) if none has."
-    return LayerName.read(name).axis or _axes.get(net, {}).get(name, 1)
+def axis_of(net: nn.Module, name: str,  # of a layer
+            out: Tensor, C: int         # its output, and how many units it has
+           ) -> int: # from 0
+    """On which axis a layer's units lie: as its name or a trunk says, else the first that is as long.
+
+    Raises a `DlmechError` if the output has no axis of that length."""
+    told = LayerName.read(name).axis or _axes.get(net, {}).get(name)
+    fits = [a for a in ([told] if told else [1, -1]) if out.shape[a] == C]
+    if fits: return fits[0] % out.ndim
+    raise DlmechError(f'layer: {name} gives {tuple(out.shape)}, which is not of {C} units')
 
 # %% ../nbs/01_trunk.ipynb #5652fc63
 class _Looking:

@@ -8,8 +8,9 @@ import dlmech
 from dlmech.arch import get_model, NORMALS
 from dlmech.batches import Batches
 from dlmech.filter import fields, label_means
-from dlmech.layers import answer_of, blocks_in, find_layers, LayerName, traced, width_of
+from dlmech.layers import answer_of, blocks_in, find_layers, hooked, LayerName, traced, width_of
 from dlmech.run import DlmechError, generator, ParameterError
+from dlmech.silence import only
 from dlmech.trunk import readable, Trunk
 from helpers import blobs, same_state, small_net, state
 
@@ -79,6 +80,21 @@ def test_the_same_places_are_found_whoever_wrote_it(name):
         paths = find_layers(net, x)
         with Trunk(net, paths) as trunk: widths.append([tuple(m.shape[1:]) for m in trunk(x).values()])
     assert widths[0] == widths[1]
+
+
+@pytest.mark.parametrize('looked', [False, True])
+def test_nodes_of_a_transformer_are_silenced_where_they_are(looked):
+    net, side = made('timm', 'vit_tiny_patch16_224')
+    x, keep = torch.randn(2, 3, side, side), torch.arange(192) > 9
+    if looked:
+        with Trunk(net, ['blocks.3']) as trunk: trunk(x)
+    seen = []
+    with hooked([(net.blocks[4], lambda m, args: seen.append(args[0]))], before=True):
+        with only(net, 'blocks.3', keep) as silent: silent(x)
+    assert seen[0][..., :10].abs().max() == 0
+    assert seen[0][..., 10:].abs().min() > 0
+    with pytest.raises(DlmechError, match='which is not of 7 units'):
+        with only(net, 'blocks.3', keep[:7]) as silent: silent(x)
 
 
 # ---- answers
