@@ -23,7 +23,7 @@ setup(
     project_urls=dict(line.split(' = ') for line in lines('project_urls')), classifiers=lines('classifiers'),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'onnx', 'prune')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'onnx', 'prune', 'hf')},
     # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo, tables of
     # finished studies as dlmech/results
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],

@@ -9,7 +9,7 @@ __all__ = ['IMAGES', 'LABELS', 'CHANNELS', 'images_and_labels', 'as_labels', 'as
 # %% ../nbs/01_batches.ipynb #7374b158
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -120,35 +120,45 @@ def _collated(items: list) -> tuple[Any, Any]:
         return default_collate(pairs)
     return [np.asarray(x) for x, _ in pairs], [y for _, y in pairs]
 
-# %% ../nbs/01_batches.ipynb #0bdc725d
-def as_set(data: Any) -> AnySet:
-    "Labelled data in any form as a set. Raises a `ParameterError` for what is none, or is empty."
-    loading, batch, sampler = {}, 0, None
-    if isinstance(data, DataLoader):
-        loading = dict(num_workers=data.num_workers, collate_fn=data.collate_fn, drop_last=data.drop_last)
-        data = cast(Any, data)
-        plain = type(data.sampler) in (SequentialSampler,
-                                       RandomSampler) and type(data.batch_sampler) is BatchSampler
-        whole = plain and len(data.sampler) == len(data.dataset) and not getattr(data.sampler, 'replacement',
-                                                                                 False)
-        batch, sampler, data = data.batch_size or 0, None if whole else data.batch_sampler, data.dataset
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(t, 'shape') for t in data):
-        data = _paired(*data)
-    if not (hasattr(data, '__len__') and hasattr(data, '__getitem__')) or isinstance(data, (str, Mapping)):
-        raise ParameterError('a data set may be a torch Dataset, a DataLoader over one, or a pair of '
-                             'tensors '
-                             f'(images, labels), not a {type(data).__name__}')
-    if len(data) == 0 or sampler is not None and len(sampler) == 0:
-        raise ParameterError('the data set has no images')
-    if isinstance(data, (ImageSet, FileSet)): return AnySet(data, data.names, loading, batch, sampler)
-    loading.setdefault('collate_fn', _collated)
-    return AnySet(data, names_in(data) or _text_names(data), loading, batch, sampler)
+# %% ../nbs/01_batches.ipynb #0bdc725c
+def _of_loader(loader: DataLoader) -> AnySet:
+    "The set that a DataLoader goes through, with its sampler if that is not one of torch's over all of it."
+    loading = dict(num_workers=loader.num_workers, collate_fn=loader.collate_fn, drop_last=loader.drop_last)
+    plain = type(loader.sampler) in (SequentialSampler, RandomSampler) \
+        and type(loader.batch_sampler) is BatchSampler
+    whole = plain and len(cast(Any, loader.sampler)) == len(cast(Any, loader.dataset)) \
+        and not getattr(loader.sampler, 'replacement', False)
+    sampler = None if whole else loader.batch_sampler
+    return AnySet(loader.dataset, [], loading, loader.batch_size or 0, sampler)
 
 def _paired(x, y) -> TensorDataset:
     "Images and labels as a set."
     if len(x) != len(y): raise ParameterError(f'the data set has {len(x):,} images and {len(y):,} labels')
     if len(x) == 0: raise ParameterError('the data set has no images')
     return TensorDataset(as_images(x), as_labels(y))
+
+def _check_indexed(data: Any) -> None:
+    "Raises a `ParameterError` for what cannot be indexed by the number of an image."
+    if isinstance(data, Mapping) and data:
+        raise ParameterError(f'the data set holds {", ".join(map(repr, data))}; give a part of it, as '
+                             f'data[{next(iter(data))!r}]')
+    if not (hasattr(data, '__len__') and hasattr(data, '__getitem__')) or isinstance(data, (str, Mapping)):
+        raise ParameterError('a data set may be a torch Dataset, a DataLoader over one, or a pair of '
+                             f'tensors (images, labels), not a {type(data).__name__}')
+
+# %% ../nbs/01_batches.ipynb #0bdc725d
+def as_set(data: Any) -> AnySet:
+    "Labelled data in any form as a set. Raises a `ParameterError` for what is none, or is empty."
+    found = _of_loader(data) if isinstance(data, DataLoader) else AnySet(data)
+    data = found.data
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(t, 'shape') for t in data):
+        found.data = data = _paired(*data)
+    _check_indexed(data)
+    if len(data) == 0 or found.sampler is not None and len(found.sampler) == 0:
+        raise ParameterError('the data set has no images')
+    if isinstance(data, (ImageSet, FileSet)): return replace(found, names=data.names)
+    found.loading.setdefault('collate_fn', _collated)
+    return replace(found, names=names_in(data) or _text_names(data))
 
 # %% ../nbs/01_batches.ipynb #8fb2e72b
 class _Order:

@@ -1,6 +1,9 @@
 """Layers found by looking and their units, on networks that others wrote; data and weights as people have
-them."""
-import pytest, torch, torchvision
+them.
+
+    python tests/test_layers.py    makes dlmech/results/networks.csv anew, the table of what the tour finds
+"""
+import pandas as pd, pytest, torch, torchvision
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, random_split, SubsetRandomSampler, TensorDataset
 
@@ -9,7 +12,7 @@ from dlmech.arch import get_model, NORMALS
 from dlmech.batches import Batches
 from dlmech.filter import fields, label_means
 from dlmech.layers import answer_of, blocks_in, find_layers, hooked, LayerName, traced, width_of
-from dlmech.run import DlmechError, generator, ParameterError
+from dlmech.run import DlmechError, generator, ParameterError, RESULTS
 from dlmech.silence import only
 from dlmech.trunk import readable, Trunk
 from helpers import blobs, same_state, small_net, state
@@ -42,15 +45,38 @@ def true_width(net, calls, path) -> int|None:
     return None if type(calls[at].module).__name__ in JOINED or not inside else width_of(inside[-1].module)[0]
 
 
-@pytest.mark.parametrize('source, name', [*(('torchvision', n) for n in TORCHVISION),
-                                          *(('timm', n) for n in TIMM)])
+TOUR = [*(('torchvision', n) for n in TORCHVISION), *(('timm', n) for n in TIMM)]
+TABLE = RESULTS/'networks.csv'
+
+
+def as_text(shape) -> str: return ' x '.join(map(str, shape))
+
+
+def found_in(net, x) -> dict:
+    "What is found in a network: its blocks and layers, and units and maps of the first and the last."
+    found, blocks = find_layers(net, x[:1]), blocks_in(traced(net, x[:1]))
+    with Trunk(net, [found[0], found[-1]]) as trunk: maps = trunk(x[:1]).values()
+    first, last = (as_text(m.shape[1:]) for m in maps)
+    return dict(image=x.shape[-1], blocks=len(blocks), block=type(blocks[0].module).__name__,
+                layers=len(found), first=found[0], first_units=first, last=found[-1], last_units=last)
+
+
+def tour_row(source: str, name: str) -> dict:
+    "A row of the table."
+    net, side = made(source, name)
+    return dict(source=source, network=name) | found_in(net, torch.randn(1, 3, side, side))
+
+
+@pytest.mark.parametrize('source, name', TOUR)
 def test_a_tour(source, name):
-    """Layers are blocks, units have the block's own width, fields are those of the definition, nothing is
-    changed."""
+    """Layers are blocks, as the table has them, units have the block's own width, fields are those of the
+    definition, nothing is changed."""
     net, side = made(source, name)
     net.train()
     before, x, y = state(net), torch.randn(4, 3, side, side), torch.arange(4) % 2
     found = find_layers(net, x[:1])
+    stated = pd.read_csv(TABLE).set_index(['source', 'network']).loc[(source, name)]
+    assert found_in(net, x) == stated.to_dict()
     calls = traced(net, x[:1])
     blocks = [c.path for c in blocks_in(calls)]
     assert len(blocks) >= 4
@@ -183,6 +209,29 @@ def test_dicts_bytes_and_texts_are_understood():
     m['5'].card(0)
 
 
+def test_a_hugging_face_data_set_is_understood():
+    "The real library, in memory: pictures, names of the labels, a part by `select`, torch's format."
+    hf = pytest.importorskip('datasets', reason='datasets (extra hf) is not installed')
+    from PIL import Image
+    (x, y), names = blobs(120, 4), ['ant', 'bee', 'cat', 'dog']
+    x = (x * 30 + 100).clamp(0, 255).byte()
+    features = hf.Features(dict(image=hf.Image(), label=hf.ClassLabel(names=names)))
+    pictures = [Image.fromarray(p) for p in x.permute(0, 2, 3, 1).numpy()]
+    data = hf.Dataset.from_dict(dict(image=pictures, label=y.tolist()), features=features)
+    train, test = data.select(range(80)), data.select(range(80, 120))
+    m = dlmech.measure(small_net(), train, test, layers=['5'])
+    assert m.names == names
+    plain = dlmech.measure(small_net(), (x[:80], y[:80]), (x[80:], y[80:]), layers=['5'])
+    torches = [d.with_format('torch') for d in (train, test)]
+    for same in plain, dlmech.measure(small_net(), *torches, layers=['5']):
+        assert same['5'].filters.equals(m['5'].filters)
+    split = hf.DatasetDict(train=train, test=test)
+    with pytest.raises(ParameterError, match="a part of it, as data.'train'."):
+        dlmech.measure(small_net(), split, split, layers=['5'])
+    with pytest.raises(ParameterError, match='a data set may be'):
+        dlmech.measure(small_net(), train.to_iterable_dataset(), test, layers=['5'])
+
+
 @pytest.mark.parametrize('labels', [lambda y: y.byte(), lambda y: y.int(), lambda y: y.float(),
                                     lambda y: y[:, None],
                                     lambda y: nn.functional.one_hot(y, 4)])
@@ -225,3 +274,6 @@ def test_answer_of_says_what_was_answered():
 def test_small_resnets_have_their_blocks():
     for name, blocks in (('resnet20', 9), ('resnet56', 27)):
         assert len(find_layers(get_model(name, 10), torch.zeros(1, 3, 32, 32))) == blocks + 1
+
+
+if __name__ == '__main__': pd.DataFrame([tour_row(*n) for n in TOUR]).to_csv(TABLE, index=False)
