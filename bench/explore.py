@@ -47,8 +47,8 @@ def made_up(folder: Path, K: int, d: int, n: int = 5) -> Path:
             rows.append(filter_rows(M, find_clusters(normalised(M)), torch.ones(1, K, dtype=torch.int64), f))
     filters = pd.concat(rows, ignore_index=True)
     write_csv(path/f'filters-{n}.csv', filters)
-    row = layer_means(filters, {'': np.ones(4), '_active': np.ones(4)}, K)
-    write_csv(path/'layers.csv', pd.DataFrame([layer_row(n, paths[n-1], .5, row)]))
+    row = layer_means(filters, K)
+    write_csv(path/'layers.csv', pd.DataFrame([layer_row(n, paths[n-1], .5, row, {})]))
     return path
 
 

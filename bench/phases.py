@@ -8,15 +8,17 @@ never falls.
 """
 import argparse, resource, statistics, subprocess, sys, time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch, torch.nn.functional as F
 
 from dlmech.arch import get_model, layers_of
 from dlmech.batches import Batches
 from dlmech.datasets import ImageSet
-from dlmech.filter import fields, LabelSums, measure_layer, observe
+from dlmech.filter import fields, LabelSums, observe
 from dlmech.model import compiled
-from dlmech.probe import Heads, layer_shapes, PROBE_RECIPES, train_heads
+from dlmech.null import measure_layer
+from dlmech.probe import Heads, layer_shapes, PAPER, train_heads
 
 HEAD = '| what | first | second | ratio | aim | reached |\n|---|---|---|---|---|---|'
 
@@ -65,7 +67,7 @@ def vgg16(device: torch.device):
 def phase3(net, paths: list[str], heads: Heads, batches) -> None:
     "All of phase 3 for these layers: one pass, fields, clusters, tables."
     for p, (sums, responses) in observe(net, paths, batches, 10, heads).items():
-        measure_layer(sums.means(), heads.weight(p), responses.wins)
+        measure_layer(sums.means(), heads.weight(p), responses.wins, permutations=0)  # bench/null.py has it
 
 
 @torch.no_grad()
@@ -146,8 +148,7 @@ def bench_heads(device: torch.device, n: int, repeats: int):
     "An epoch of 13 heads at once, beside 13 runs of their own."
     net, paths, _ = vgg16(device)
     batches = Batches(random_images(n), 100, device, shuffle=True, shift=4, flip=True)
-    r = PROBE_RECIPES['paper']
-    epoch = type(r)(**{**vars(r), 'epochs': 1})
+    epoch = replace(PAPER, epochs=1)
     pair = in_turn(lambda: [train_heads(net, [p], batches, 10, epoch) for p in paths],
                    lambda: train_heads(net, paths, batches, 10, epoch), repeats, device)
     row(f'(c) phase 2, an epoch of {n} images: 13 separate runs / 13 heads at once', pair, '>= 5',

@@ -22,19 +22,21 @@ from matplotlib.figure import Figure
 from torch import nn, Tensor
 from torch.utils.data import random_split
 
-from .arch import read_normal, translated_view
-from .batches import as_images, as_labels, as_set, Batches, Fingerprint, fingerprint, images_and_labels
+from .arch import Normal, read_normal, translated_view
+from .batches import (as_images, as_labels, as_set, Batches, Fingerprint, fingerprint,
+                            images_and_labels, UnitColours)
 from .datasets import FileSet, get_data, ImageSet
 from .figures import brief, card_figure, layer_figure, layers_figure
-from .filter import (chunks, fields, find_clusters, LabelSums, measure_layer, normalised, observe,
-                           Responses)
+from .filter import chunks, fields, find_clusters, LabelSums, normalised, observe, Responses
 from .layers import all_layers, answer_of, evaluating, layer_numbers, traced
 from .model import model_of, resolve
-from .probe import (check_ridge, head_success, Heads, heads_for, heads_of, layer_shapes, merge_rows,
-                          PROBE_RECIPES, ridge_heads, train_heads)
-from .run import (base, check_parameters, DlmechError, generator, get_device, locked, one_of,
-                        ParameterError, Parameters, read_csv, read_json, read_part, read_tensors, Run,
-                        RUN_KEYS, tensor_in_parts, versions, write_csv, write_json, write_tensors)
+from .null import measure_layer
+from .probe import (centred_heads, exact_heads, head_facts, head_success, Heads, heads_for, heads_of,
+                          joined, merge_rows, PAPER, ridge_heads, train_heads)
+from .run import (asked_by, base, check_heads, check_parameters, DlmechError, generator, get_device,
+                        HEADS, locked, ParameterError, Parameters, read_csv, read_json, read_part,
+                        read_tensors, Run, tensor_in_parts, versions, write_csv, write_json,
+                        write_tensors)
 from .trunk import MAP_INPUTS, readable, Trunk
 
 # %% ../nbs/03_measure.ipynb #d16a6b93
@@ -94,16 +96,17 @@ def filter_card(M: Tensor,            # (K, K) the filter's fields
 # %% ../nbs/03_measure.ipynb #9b667adc
 class Pictures:
     "Pictures (H, W, 3) uint8 and labels of any data set, by number."
-    def __init__(self, data: Any): self.data, self.names = as_set(data).data, as_set(data).names
+    def __init__(self, data: Any): self.set = as_set(data)
+    data = property(lambda self: self.set.data)
     def __len__(self): return len(self.data)
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         x, y = images_and_labels(self.data[i])
         if isinstance(self.data, (ImageSet, FileSet)): return x.cpu(), int(y)
-        x, y = as_images(np.asarray(x)[None])[0], int(as_labels([y], self.names))
+        x, y = as_images(np.asarray(x)[None], self.set.unit)[0], int(as_labels([y], self.set.names))
         if x.ndim != 3: return torch.zeros(8, 8, 3, dtype=torch.uint8), y
         x = (x[:3] if len(x) in (1, 3) else x.mean(0, keepdim=True)).permute(1, 2, 0).expand(-1, -1, 3)
-        low, high = x.min(), x.max()
-        return ((x - low) / (high - low).clamp(min=1e-9) * 255).byte(), y
+        low, high = (-1, 1) if self.set.unit else (float(x.min()), float(x.max()))
+        return ((x - low) / max(high - low, 1e-9) * 255).round().byte(), y
 
 # %% ../nbs/03_measure.ipynb #5cd1124a
 class LayerMeasurement:
@@ -160,6 +163,10 @@ class _Layers:
         return self.source.fingerprint('heads_on')
 
 # %% ../nbs/03_measure.ipynb #81a72ea8
+_SHOWN = ('layer', 'name', 'filters', 'success_rate', 'n_clusters', 'n_clusters_null', 'cluster_size',
+          'noise', 'noise_null', 'snr')  # the SNR's null is 1
+
+# %% ../nbs/03_measure.ipynb #d487eebf
 class Measurement(_Layers):
     """What every filter of a network does (phases 2 and 3 of P1 and P2): a `dlmech.Measurement`, as
     `dlmech.measure` and `dlmech.open` give it.
@@ -183,8 +190,12 @@ class Measurement(_Layers):
     def save(self, folder: str|Path) -> Path:
         "Writes it as a folder of open files, which `dlmech.open` reads; the folder."
         return save_measurement(self, folder)
-    def __repr__(self) -> str: return f'{self.title}\n{self.layers.round(3)}'
-    def _repr_html_(self) -> str: return f'{self.layers.round(3)._repr_html_()}{_as_image(self.figure())}'
+    @property
+    def shown(self) -> pd.DataFrame:
+        "The columns of `layers` that say most, for the eye."
+        return self.layers.reindex(columns=[c for c in _SHOWN if c in self.layers]).round(3)
+    def __repr__(self) -> str: return f'{self.title}\n{self.shown}'
+    def _repr_html_(self) -> str: return f'{self.shown._repr_html_()}{_as_image(self.figure())}'
 
 # %% ../nbs/03_measure.ipynb #13ad9d3a
 def _as_image(fig: Figure) -> str:
@@ -199,8 +210,12 @@ class Source:
     """A network and images that somebody gave. A fingerprint is made when it is asked for, once for each
     set: one
     that is augmented at random has another at every pass."""
-    def __init__(self, net: nn.Module|None, images: Any, heads_on: Any = None, kept: dict|None = None):
+    def __init__(self, net: nn.Module|None, images: Any, heads_on: Any = None, kept: dict|None = None,
+                 normal: Normal|None = None):     # how the network wants its colours, if it takes [0, 1]
+        if normal and net is not None: net = translated_view(net, normal)
+        if normal and images is not None: images = UnitColours(images)
         self.given, self.kept = dict(net=net, images=images, heads_on=heads_on), kept or {}
+        self.normal = normal
     def have(self, what: str) -> Any:
         "What was given of it. Raises a `DlmechError` if it was not."
         if self.given[what] is None:
@@ -286,7 +301,7 @@ def output_count(net: nn.Module, batches: Batches,
 @dataclass
 class Asked:
     "How a measurement is to be made."
-    recipe: str
+    heads: str  # the kind of heads: exact, paper, ridge
     batch: int
     seed: int
     device: Any
@@ -294,7 +309,8 @@ class Asked:
 
     def batches(self, data: Any, K: int = 0, shuffle: bool = False) -> Batches:
         "Batches of some data."
-        return Batches(data, self.batch, self.device, shuffle, seed=self.seed, K=K, unit=self.unit)
+        data = UnitColours(data) if self.unit else data
+        return Batches(data, self.batch, self.device, shuffle, seed=self.seed, K=K)
 
 def split_off(data: Any, share: float, seed: int) -> tuple[Any, Any]:
     "The set cut in two by chance: the larger part, and the share for validation."
@@ -308,12 +324,12 @@ def split_off(data: Any, share: float, seed: int) -> tuple[Any, Any]:
 
 # %% ../nbs/03_measure.ipynb #496c7ad3
 def fit_heads_on(net: nn.Module, paths: list[str], data: Any, asked: Asked, K: int) -> Heads:
-    "Heads for these layers, by the recipe; for ridge a twentieth of the images chooses the penalty."
-    if asked.recipe == 'ridge':
-        rest, valid = (asked.batches(part, K) for part in split_off(data, .05, asked.seed))
-        check_ridge(layer_shapes(net, paths, next(iter(rest))[0][:1]))
-        return ridge_heads(net, paths, rest, valid, K)
-    return train_heads(net, paths, asked.batches(data, K, True), K, PROBE_RECIPES[asked.recipe], asked.seed)
+    "Heads of the kind asked for; for ridge a twentieth of the images chooses the penalty."
+    drawn = asked.batches(data, K, True)
+    if asked.heads == 'paper': return train_heads(net, paths, drawn, K, PAPER, asked.seed)
+    if asked.heads == 'exact': return joined(exact_heads(net, paths, drawn, K))
+    rest, valid = (asked.batches(part, K) for part in split_off(data, .05, asked.seed))
+    return joined(ridge_heads(net, paths, rest, valid, K))
 
 # %% ../nbs/03_measure.ipynb #fd57a41b
 def chosen_layers(net: nn.Module, layers: Any, x: Tensor, bound: int = MAP_INPUTS) -> list[str]:
@@ -328,11 +344,13 @@ def chosen_layers(net: nn.Module, layers: Any, x: Tensor, bound: int = MAP_INPUT
     return [p for path, side in zip(paths, pooled) for p in ([path] if side
                                                              else readable(net, [path], x, bound))]
 
-def layer_row(number: int, path: str, success_rate: float, row: dict # of `measure_layer`
+def layer_row(number: int, path: str, success_rate: float,
+              row: dict,                # of `measure_layer`
+              facts: dict[str, Any]     # of its head
              ) -> dict:
     "A layer's row of layers.csv."
     first = dict(layer=number, name=path, filters=row['filters'], dead=row['dead'], success_rate=success_rate)
-    return first | row
+    return first | row | facts
 
 # %% ../nbs/03_measure.ipynb #ffcc2504
 def measure(model: nn.Module,              # a trained network; given back as it came
@@ -340,28 +358,30 @@ def measure(model: nn.Module,              # a trained network; given back as it
             fields_on: Any,                # images for the fields and the success rates
             layers: list[str]|str|None = None,  # names, as layer4.1 or layer4.1@1x1; all; None: its blocks
             names: list[str]|None = None,  # of the labels; None: as the data set has them
-            recipe: str = 'fast',          # how to train the heads: fast, paper, ridge
+            # the new FC layers: exact, paper, ridge, or found before (or `own_head`'s)
+            heads: str|Heads = 'exact',
             threshold: float = .3,         # a normalised field above it counts
-            batch: int|None = None,        # images a batch; None: as the recipe says
+            batch: int|None = None,        # images a batch; None: as the heads are found
             seed: int = 0,
             device: Any = None,            # where to compute; None: where the network is
-            heads: Heads|None = None,      # trained before, or `own_head`; None: train them now
             output: int|str|None = None,   # which of the network's answers; None: found by looking
             normal: Any = None,            # for bytes or colours in [0, 1]: imagenet, …, or (mean, deviation)
             largest_map: int = MAP_INPUTS  # numbers in a map, beyond which it is pooled
            ) -> Measurement:
     """Measures what every unit of a network does (phases 2 and 3 of P1 and P2), on any two data sets.
 
-    Raises a `DlmechError` in one sentence for a network, layers or data that cannot be measured.
+    Every head is projected to zero sum over the outputs; `.layers` says how it was found, and `projected`
+    where it had another sum. Raises a `DlmechError` in one sentence for a network, layers or data that cannot
+    be measured.
 
         m = dlmech.measure(net, heads_on=data.train, fields_on=data.test)"""
-    one_of('recipe', recipe, [*PROBE_RECIPES, 'ridge'])
-    batch = batch or (250 if recipe == 'ridge' else PROBE_RECIPES[recipe].batch)
-    view = translated_view(model, wanted) if (wanted := read_normal(normal)) else model
-    source = Source(view, fields_on, None if heads else heads_on)
-    with on_device(view, device) as (net, device):
-        asked = Asked(recipe, batch, seed, device, wanted is not None)
-        return _measured(net, heads_on, asked, source, (layers, heads, output, largest_map), names, threshold)
+    given = heads if isinstance(heads, Heads) else None
+    kind = 'given' if given else check_heads(heads)
+    batch = batch or (PAPER.batch if kind == 'paper' else 250)
+    source = Source(model, fields_on, None if given else heads_on, normal=read_normal(normal))
+    with on_device(source.net, device) as (net, device):
+        asked = Asked(kind, batch, seed, device, source.normal is not None)
+        return _measured(net, heads_on, asked, source, (layers, given, output, largest_map), names, threshold)
 
 # %% ../nbs/03_measure.ipynb #f45b0be1
 def _measured(net: nn.Module, heads_on: Any, asked: Asked, source: 'Source', what: tuple,
@@ -372,7 +392,7 @@ def _measured(net: nn.Module, heads_on: Any, asked: Asked, source: 'Source', wha
     paths = heads.paths if heads else chosen_layers(net, layers, x[:1], bound)
     network = all_layers(net, x[:1], paths, 'all' if layers == 'all' else 'blocks')
     images = asked.batches(source.images, K)
-    heads = heads or fit_heads_on(net, paths, heads_on, asked, K)
+    heads = centred_heads(heads or fit_heads_on(net, paths, heads_on, asked, K))
     success, seen = head_success(net, heads, images), observe(net, paths, images, K, heads)
     names = label_names(names or as_set(heads_on).names, images.names, K)
     return assembled(network, heads, success, seen, names, threshold, source)
@@ -392,7 +412,7 @@ def assembled(network: list[str], heads: Heads, success: dict[str, float],
         (sums, responses), head, n = seen[p], heads.weight(p), network.index(p.partition('@')[0]) + 1
         means = sums.means()
         filters, row = measure_layer(means, head, responses.wins, threshold)
-        rows.append(layer_row(n, p, success[p], row))
+        rows.append(layer_row(n, p, success[p], row, head_facts(heads, p)))
         stores[n] = KeptLayer(means, head, responses, filters)
     stores = dict(sorted(stores.items()))
     path_of = {r['layer']: r['name'] for r in rows}
@@ -422,10 +442,11 @@ def save_measurement(m: Measurement, folder: str|Path) -> Path:
             write_layer(folder, n, part.top, part.filters)
         write_csv(folder/'layers.csv', m.layers)
         known = {role: print_of for role in ('fields_on', 'heads_on') if (print_of := getattr(m, role))}
-        write_json(folder/'config.json', dict(title=m.title, names=m.names, layers=m.paths,
-                                              threshold=m.threshold,
-            **{role: dict(count=f.count, sketch=list(f.sketch)) for role, f in known.items()},
-            versions=versions()))
+        roles = {role: dict(count=f.count, sketch=list(f.sketch)) for role, f in known.items()}
+        normal = getattr(m.source, 'normal', None)
+        about = dict(title=m.title, names=m.names, layers=m.paths, threshold=m.threshold) | roles
+        if normal: about['normal'] = str(normal)
+        write_json(folder/'config.json', about | dict(versions=versions()))
     return folder
 
 # %% ../nbs/03_measure.ipynb #d7dee373
@@ -443,9 +464,7 @@ def open_measurement(folder: str|Path,              # of a run, or of `Measureme
     folder = base()/Path(folder).expanduser()
     config = read_json(folder/'config.json') if (folder/'config.json').exists() else {}
     if 'layers' in config and 'arch' not in config: return _saved(folder, config, model, images)
-    p = Parameters(**{k: config[k] for k in RUN_KEYS if k in config}, runs=str(folder.parent), root=root,
-                   threshold=threshold, images=images_of)
-    resolve(check_parameters(p))
+    p = _parameters(config, runs=str(folder.parent), root=root, threshold=threshold, images=images_of)
     run = Run(folder, p, get_device(device), config.get('layers', []))
     needed = folder/'config.json', folder/'model.safetensors', run.tables/'layers.csv'
     if missing := [f.name for f in needed if not f.exists()]:
@@ -454,6 +473,15 @@ def open_measurement(folder: str|Path,              # of a run, or of `Measureme
     return measurement_of(run)
 
 # %% ../nbs/03_measure.ipynb #08fc58e6
+def _parameters(config: dict, **more) -> Parameters:
+    "The parameters of a run with that configuration; the heads of dlmech 0.1 may be of a kind that went."
+    told = asked_by(config)
+    p = Parameters(**{k: v for k, v in told.items() if k != 'heads'}, **more)
+    resolve(check_parameters(p))
+    p.heads = told['heads']
+    return p
+
+# %% ../nbs/03_measure.ipynb #513050c0
 def _saved(folder: Path, config: dict, model: nn.Module|None, images: Any) -> Measurement:
     "What `save_measurement` wrote."
     roles = [r for r in ('fields_on', 'heads_on') if r in config]
@@ -461,13 +489,15 @@ def _saved(folder: Path, config: dict, model: nn.Module|None, images: Any) -> Me
     table = read_csv(folder/'layers.csv')
     stores = {int(n): FiledLayer(folder, folder, int(n)) for n in table.layer}
     return Measurement(table, stores, config['names'], config['layers'], config['threshold'],
-                       Source(model, images, kept=kept), config['title'])
+                       Source(model, images, kept=kept, normal=read_normal(config.get('normal'))),
+                       config['title'])
 
 def command(config: dict) -> str:
     "The command that makes a run of that configuration."
     default, text = Parameters(), lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
-    given = [f' -p {k} {text(config[k])}' for k in RUN_KEYS if k in config
-             and config[k] != getattr(default, k)]
+    asked = asked_by(config)
+    if asked['heads'] not in HEADS: asked['heads'] = default.heads
+    given = [f' -p {k} {text(v)}' for k, v in asked.items() if v != getattr(default, k)]
     return f'papermill 03_filter.ipynb out.ipynb{"".join(given)}'
 
 def measurement_of(run: Run) -> Measurement:
@@ -491,19 +521,20 @@ def measure_run(run: Run, layers: list[int]|None = None # numbers; None: those t
         net, heads = heads_for(run, missing)
         with locked(run.path):
             seen = observe(net, heads.paths, Batches(run.images, 250, run.device), run.data.K, heads)
-            rows = [measure_run_layer(run, n, *seen[run.layers[n-1]], heads.weight(run.layers[n-1]))
-                    for n in missing]
+            rows = [measure_run_layer(run, n, *seen[run.layers[n-1]], heads) for n in missing]
             merge_rows(table, pd.DataFrame(rows))
     return measurement_of(run)
 
-def measure_run_layer(run: Run, n: int, sums: LabelSums, responses: Responses, head: Tensor) -> dict:
+def measure_run_layer(run: Run, n: int, sums: LabelSums, responses: Responses, heads: Heads) -> dict:
     "Writes a layer's fields, filters and top images into the run's folder; its row for layers.csv."
+    path = run.layers[n-1]
+    head = heads.weight(path)
     K, C = head.shape[:2]
     with tensor_in_parts(run.tables/f'fields-{n}.safetensors', 'fields', (C, K, K)) as keep:
         filters, row = measure_layer(sums.means(), head, responses.wins, run.params.threshold, keep)
     write_layer(run.tables, n, responses.top(), filters)
     success = read_csv(run.file('probe.csv')).set_index('layer').test_success_rate
-    return layer_row(n, run.layers[n-1], success[n], row)
+    return layer_row(n, path, success[n], row, head_facts(heads, path))
 
 # %% ../nbs/03_measure.ipynb #f0a1b2c3
 @torch.no_grad()

@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'BatchLoss', 'ZOO', 'resolve', 'start', 'Recipe', 'get_rec
 
 # %% ../nbs/01_model.ipynb #8281b09d
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,12 +81,12 @@ RECIPES = {'paper': Recipe(300, 100, .028, .01, .9175, 1e-3, True, 0., 'steps', 
            'fast': Recipe(30, 128, .1, .1, .9, 5e-4, False, .1, 'triangle', 'in turn', 8)}
 
 # %% ../nbs/01_model.ipynb #fc6688ad
-def get_recipe(name: str,       # fast, paper, or ridge, whose phase 1 is that of fast
+def get_recipe(name: str,       # fast or paper
                arch: str, data: Data,
                epochs: int = 0  # 0: the recipe's own number
               ) -> Recipe:
     "The recipe for these images: `paper` as far as the group's code says it, all else ours."
-    r, n = RECIPES['fast' if name == 'ridge' else name], len(data.train)
+    r, n = RECIPES[name], len(data.train)
     if name == 'paper' and arch == 'vgg11': r = replace(r, epochs=260)
     if r.schedule == 'triangle' and data.name == 'digits': r = replace(r, epochs=4, cutout=0) # they are easy
     # a small set gets smaller batches, so that an epoch has 40 steps
@@ -206,7 +206,8 @@ def load_checkpoint(path: Path, net: nn.Module, opt: Optimizer) -> list[dict]:
 
 # %% ../nbs/01_model.ipynb #ca1eaada
 def train(net: nn.Module, data: Data, r: Recipe, device: torch.device, seed: int = 0,
-          folder: Path|None = None # where to keep the checkpoint and train.csv; None: nowhere
+          folder: Path|None = None,    # where to keep the checkpoint and train.csv; None: nowhere
+          keep: Sequence[int] = ()     # epochs after which the weights are kept, as epoch-<n>.safetensors
          ) -> pd.DataFrame:
     """Trains `net` by the recipe (phase 1 of P1); a table of loss and success rates by epoch.
 
@@ -227,6 +228,7 @@ def train(net: nn.Module, data: Data, r: Recipe, device: torch.device, seed: int
             if folder:
                 save_checkpoint(folder/'checkpoint.safetensors', net, opt, log)
                 write_csv(folder/'train.csv', pd.DataFrame(log))
+                if epoch in keep: write_tensors(folder/f'epoch-{epoch}.safetensors', net.state_dict())
     return pd.DataFrame(log)
 
 # %% ../nbs/01_model.ipynb #0992d0d7
@@ -234,8 +236,7 @@ ZOO = PACKAGE/'zoo'
 
 def shipped(p: Parameters) -> Path|None:
     "The weights in the package for the run that `p` means, if there are any."
-    recipe = 'fast' if p.recipe == 'ridge' else p.recipe
-    path = ZOO/f'{run_name(replace(p, recipe=recipe))}.safetensors'
+    path = ZOO/f"{run_name(replace(p, heads='exact'))}.safetensors"
     return path if path.is_file() else None
 
 # %% ../nbs/01_model.ipynb #abc9957a
@@ -243,7 +244,7 @@ def ship(run: Run, net: nn.Module,
          hardware: str,       # what it was trained on
          folder: Path = ZOO) -> dict[str, Any]:
     "Puts the run's trained network into the package; what is stated of it."
-    p, name = run.params, run_name(run.params)
+    p, name = run.params, run_name(replace(run.params, heads='exact'))
     small = {k: v.half() if v.ndim > 1 else v for k, v in net.state_dict().items()}
     net.load_state_dict({k: v.float() if v.ndim > 1 else v for k, v in small.items()})
     stated = {k: getattr(p, k) for k in RUN_KEYS} | vars(get_recipe(p.recipe, p.arch, run.data, p.epochs))

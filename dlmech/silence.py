@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn, Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from .batches import as_labels, as_set, Batches, images_and_labels
+from .batches import as_labels, as_set, Batches, images_and_labels, UnitColours
 from .datasets import FileSet, ImageSet
 from .layers import evaluating, hooked, LayerName
 from .measurement import LayerMeasurement
@@ -90,7 +90,7 @@ def even_batches(data,              # any labelled data set
     at = order[torch.linspace(0, len(order)-1, min(n, len(order))).long()]
     if isinstance(own, (ImageSet, FileSet)): part = own.at(at)
     else: part = DataLoader(Subset(own, at.tolist()), 100, **loading)
-    return list(Batches(part, 100, device, workers=0))
+    return list(Batches(UnitColours(part) if asked.unit else part, 100, device, workers=0))
 
 # %% ../nbs/03_silence.ipynb #3ccd1a11
 @dataclass(frozen=True)

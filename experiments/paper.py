@@ -1,4 +1,4 @@
-"""Train what the papers trained, and measure it by the paper's recipe, in order of worth, within a number of
+"""Train what the papers trained, and measure it as the papers do, in order of worth, within a number of
 minutes.
 
     python experiments/paper.py --minutes 28 --runs runs --out out [--root DATA] [--jobs vgg6-cifar10 …]
@@ -24,7 +24,7 @@ class Job:
     epochs: int            # of phase 1
     aim: float|None = None # test SR that the papers state
     d: int = 0             # filters of the first layer; 0: as the papers have it
-    recipe: str = 'paper'  # of phases 2 and 3
+    heads: str = 'paper'   # of phase 2
 
 
 JOBS = {
@@ -34,7 +34,7 @@ JOBS = {
     'vgg16-cifar100': Job('vgg16', 'cifar100', 80),
     'avgg16-cifar10': Job('avgg16', 'cifar10', 60, .955),
     'efficientnet_b0-cifar100': Job('efficientnet_b0', 'cifar100', 80),
-    'tiny': Job('vgg6', 'digits', 1, d=4, recipe='fast'),  # to try the script itself
+    'tiny': Job('vgg6', 'digits', 1, d=4, heads='exact'),  # to try the script itself
 }
 
 
@@ -71,7 +71,7 @@ def measure(name: str, job: Job, args: argparse.Namespace) -> None:
     from dlmech.measurement import measure_run
     from dlmech.model import start
     weights = start(**given(job, args), recipe='fast', epochs=job.epochs).file('model.safetensors')
-    run = start(**given(job, args), recipe=job.recipe, layer='all', weights=str(weights.resolve()))
+    run = start(**given(job, args), heads=job.heads, layer='all', weights=str(weights.resolve()))
     print(measure_run(run).layers.round(3).to_string(), flush=True)
     folder = Path(args.out)/name/'paper'
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ def options() -> argparse.Namespace:
     p.add_argument('--layers', type=int, nargs='+', default=[4, 5])
     p.add_argument('--recipe', default='fast')
     p.add_argument('--epochs', type=int, default=0, help='of phase 1; 0: as many as the recipe says')
+    p.add_argument('--heads', default='exact', help='of phase 2: exact, paper, ridge')
     p.add_argument('--retrain', type=int, default=1, help='epochs of the short retraining')
     p.add_argument('--images', type=int, default=10_000, help='training images to retrain on')
     p.add_argument('--tables', nargs='+', choices=TABLES, default=[t for t in TABLES if t != 'scratch'])
@@ -76,7 +77,8 @@ def compare(args: argparse.Namespace, seed: int) -> Run:
     "Fills the tables of one network, which is trained if it is not there; its run."
     began = time.time()
     run = start(arch=args.arch, dataset=args.dataset, layer='all', labels=args.labels, d=args.d, seed=seed,
-                recipe=args.recipe, epochs=args.epochs, runs=args.runs, root=args.root, device=args.device)
+                recipe=args.recipe, epochs=args.epochs, heads=args.heads, runs=args.runs, root=args.root,
+                device=args.device)
     subject = Subject(run, args.layers, args.images)
     print(f'{run.path.name}: ready after {time.time() - began:.0f} s', flush=True)
     studies = studies_of(subject, args)

@@ -48,8 +48,8 @@ def trained_digits():
     from dlmech.batches import Batches
     from dlmech.datasets import get_data
     from dlmech.model import get_recipe, train
-    from dlmech.probe import PROBE_RECIPES, train_heads
+    from dlmech.probe import exact_heads, joined
     data, net, paths = get_data('digits'), get_model('vgg6', 10, d=4), layers_of('vgg6')
     train(net, data, get_recipe('fast', 'vgg6', data), torch.device('cpu'))
     batches = Batches(data.train, 50, shuffle=True, shift=4)
-    return net, train_heads(net.eval(), paths, batches, 10, PROBE_RECIPES['fast']), data
+    return net, joined(exact_heads(net.eval(), paths, batches, 10)), data

@@ -49,7 +49,7 @@ def test_every_name_of_torchvision_is_a_network_whose_layers_are_found():
 @pytest.mark.parametrize('name, layers', [('efficientnet_b0', 9), ('resnet18', 9),
                                           ('avgg16', 13)])  # 16 x 16 where that can be: a quarter of the time
 def test_a_run_of_another_architecture_from_end_to_end(name, layers, tmp_path):
-    run = start(arch=name, dataset='digits', labels='0,1', epochs=1, layer='all', recipe='ridge',
+    run = start(arch=name, dataset='digits', labels='0,1', epochs=1, layer='all', heads='ridge',
                 runs=str(tmp_path), **(dict(d=2) if name in PLANS else dict(size=16)))
     table = measure_run(run, [1, layers]).layers
     assert table.name.tolist() == [run.layers[0], run.layers[-1]]

@@ -3,7 +3,8 @@ import itertools
 
 import numpy as np, pytest, torch
 
-from dlmech.filter import clip, fields, find_clusters, layer_sums, measure_layer, normalised, snr
+from dlmech.filter import clip, fields, filter_rows, find_clusters, layer_means, normalised, ones_of, snr
+from dlmech.null import measure_layer
 from dlmech.run import DlmechError
 
 
@@ -65,12 +66,38 @@ def test_snr_is_what_counting_gives(K):
     g = torch.Generator().manual_seed(100 + K)
     normal = normalised(torch.randn(25, K, K, generator=g, dtype=torch.float64) + torch.eye(K))
     clusters = find_clusters(normal)
-    S, N, ratio = snr(*layer_sums(normal, clusters, torch.ones(25, dtype=bool))[:2], K)
-    B = clusters.clipped.numpy()
+    rows, B = filter_rows(normal, clusters, torch.zeros(25, K)), clusters.clipped.numpy()
+    row = layer_means(rows, K)
+    S, N, ratio = row['signal'], row['cross'], row['snr']
+    assert ones_of(rows).tolist() == B.sum((1, 2)).tolist()
     assert np.isclose(S, np.mean([B[:, i, i].sum() for i in range(K)]))
     assert np.isclose(N, np.mean([B[:, i, j].sum() for i in range(K) for j in range(K) if i != j]))
     sizes, n = clusters.sizes.numpy(), clusters.noise.numpy()
     assert np.isclose(ratio, (K-1) * sizes.sum(1).mean() / ((sizes*(sizes-1)).sum(1).mean() + n.mean()))
+    picks = sizes.any(1)
+    assert np.isclose(row['signal_active'], np.mean([B[picks, i, i].sum() for i in range(K)]))
+
+
+def test_cluster_size_is_the_mean_over_one_flat_list():
+    """As the group's code has it: filters without a cluster have no say, and one with many clusters has as
+    many."""
+    M = torch.stack([torch.zeros(6, 6), torch.eye(6), torch.ones(6, 6)]).double()
+    row = layer_means(filter_rows(M, find_clusters(normalised(M)), torch.zeros(3, 6)), 6)
+    assert row['cluster_size'] == (6*1 + 6) / 7      # six clusters of one label, one of six
+    assert row['n_clusters'] == 7 / 3
+    assert row['n_clusters_active'] == 7 / 2
+    assert 'cluster_size_active' not in row
+    none = layer_means(filter_rows(M[:1], find_clusters(M[:1]), torch.zeros(1, 6)), 6)
+    assert np.isnan(none['cluster_size'])
+
+
+@pytest.mark.parametrize('K', [1, 2, 40, 150])
+def test_clusters_of_dense_and_of_many_labels(K):
+    dense = torch.linspace(.02, 1.1, 12)[:, None, None]
+    B = torch.rand(12, K, K, generator=torch.Generator().manual_seed(K)) < dense
+    for f, cluster in enumerate(find_clusters(B.double()).cluster):
+        found = [(cluster == c).nonzero()[:, 0].tolist() for c in range(int(cluster.max()) + 1)]
+        assert found == by_hand(B[f].numpy())
 
 
 def test_a_value_at_the_threshold_does_not_count():

@@ -9,13 +9,14 @@ from torch.utils.data import DataLoader, Dataset
 
 import dlmech, dlmech.look.views, dlmech.measurement
 from dlmech.arch import get_model
+from dlmech.causal import causal, measure_falls
 from dlmech.datasets import get_data, to_float
 from dlmech.look.explore import Explorer
 from dlmech.look.views import as_png, filter_view, image_fields, shown_images
 from dlmech.measurement import measure_run
 from dlmech.model import start
 from dlmech.run import DlmechError
-from dlmech.silence import image_labels, SWITCH
+from dlmech.silence import even_batches, image_labels, SWITCH
 
 TOP = Path(__file__).resolve().parent.parent
 SMALL = dict(arch='vgg6', dataset='digits', layer='all', d=4)
@@ -47,9 +48,9 @@ def upload(e, name, content):
 
 
 @pytest.mark.parametrize('control, value, changed', [
-    ('layer', 4, {'matrix', 'curves', 'image', 'images', 'silence'}),
-    ('filter', 7, {'matrix', 'image', 'images', 'silence'}),
-    ('order', 'SNR', {'matrix', 'image', 'images', 'silence'}), ('threshold', .7, {'matrix'}),
+    ('layer', 4, {'matrix', 'curves', 'image', 'images', 'silence', 'causal'}),
+    ('filter', 7, {'matrix', 'image', 'images', 'silence', 'causal'}),
+    ('order', 'SNR', {'matrix', 'image', 'images', 'silence', 'causal'}), ('threshold', .7, {'matrix'}),
     ('label', 6, {'matrix', 'image', 'silence'}), ('image', 4, {'image', 'silence'}),
     ('switch', SWITCH[1], {'silence'})])
 def test_a_control_changes_what_it_should_and_nothing_else(explorer, control, value, changed):
@@ -106,6 +107,37 @@ def test_a_wrong_upload_is_refused_and_the_explorer_lives_on(explorer):
     explorer.controls['back'].click()
     explorer.flush()
     assert shown(explorer)['image'] == before['image']
+
+
+def test_the_button_silences_the_filter_on_show_and_no_other(explorer, monkeypatch):
+    e = explorer
+    e.controls['filter'].value = 2
+    e.flush()
+    before = shown(e)
+    e.controls['falls'].click()
+    e.flush()
+    assert {k for k, v in shown(e).items() if v != before[k]} == {'causal'}
+    assert 'filter 2 of layer 5 silenced on 1000 training images' in e.said.value
+    kept = e.screen.kept.things['falls', 5, 2]
+    batches = even_batches(e.m.source.data().train, 'cpu', 1000)
+    whole = measure_falls(e.m.net, 'layers.5', batches, 10, 32, [[2]])
+    assert np.allclose(kept['zero'], whole.zero[0])
+    monkeypatch.setattr('dlmech.look.explore.measure_causal', None)  # it is not asked again
+    e.controls['filter'].value = 3
+    e.flush()
+    assert shown(e)['causal'] not in (before['causal'], '')
+    e.controls['filter'].value = 2
+    e.controls['falls'].click()
+    e.flush()
+    assert 'silenced on' in e.said.value
+
+
+def test_what_was_silenced_before_is_there_without_the_button(run, tmp_path):
+    e = Explorer(shutil.copytree(run.path, tmp_path/run.path.name))
+    without = e.screen.pictures['causal'].value
+    causal(e.m[5], n=30)
+    again = Explorer(e.m.source.run.path)
+    assert again.screen.pictures['causal'].value not in (without, b'')
 
 
 def test_save_writes_both_and_says_the_call_that_makes_it_again(explorer, run):
@@ -184,7 +216,7 @@ def test_a_network_of_ones_own_opens_with_the_images_it_was_measured_on(three, f
                    loader=lambda s: DataLoader(Turned(s), 32, shuffle=True))[form]
     images = as_form(three.test)
     net = get_model('vgg6', 3, d=2).train()
-    m = dlmech.measure(net, as_form(three.train), images, layers=['layers.4', 'layers.5'], recipe='ridge')
+    m = dlmech.measure(net, as_form(three.train), images, layers=['layers.4', 'layers.5'], heads='ridge')
     e = dlmech.explore(m)
     e.controls['label'].index = 2
     e.controls['image'].value = 1
@@ -213,14 +245,14 @@ def test_a_network_of_ones_own_opens_with_the_images_it_was_measured_on(three, f
 
 def test_a_saved_measurement_shows_as_much_as_it_is_given(three, tmp_path):
     net = get_model('vgg6', 3, d=2)
-    m = dlmech.measure(net, three.train, three.test, layers='layers.5', recipe='ridge')
+    m = dlmech.measure(net, three.train, three.test, layers='layers.5', heads='ridge')
     folder = m.save(tmp_path/'mine')
     bare, with_images = dlmech.explore(folder), dlmech.explore(dlmech.open(folder, images=three.test))
     everything = dlmech.explore(dlmech.open(folder, net, three.test))
     whole = shown(dlmech.explore(m))
-    assert {k for k, v in shown(bare).items() if v} == {'matrix', 'curves'}
+    assert {k for k, v in shown(bare).items() if v} == {'matrix', 'curves', 'causal'}
     assert 'holds no images' in bare.said.value
-    assert {k for k, v in shown(with_images).items() if v} == {'matrix', 'curves', 'images'}
+    assert {k for k, v in shown(with_images).items() if v} == {'matrix', 'curves', 'causal', 'images'}
     assert 'holds no net' in with_images.said.value
     assert shown(everything) == whole
     for e in bare, with_images, everything:

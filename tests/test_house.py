@@ -13,9 +13,11 @@ EXPORTED = [c for found in BOOKS.values() for c in found if c.exported]
 CODE = [c for found in BOOKS.values() for c in found if c.kind == 'code' and c.lines]
 SCRIPTS = sorted(p for folder in ('tests', 'bench', 'experiments') for p in (TOP/folder).glob('*.py'))
 # data flows down: a module imports from those above it
-ORDER = '''run stats figures datasets batches layers trunk arch model probe filter measurement silence
+ORDER = '''run stats figures datasets batches layers trunk arch model probe filter null measurement silence
+            causal
            pruning.links pruning.afcc pruning.scores pruning.compact pruning.prune
-           study.study study.compare study.universality study.controls
+           study.study study.compare study.universality study.controls study.claims
+            study.dynamics
            look.views look.explore look.report cli'''.split()
 
 

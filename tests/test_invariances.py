@@ -6,6 +6,7 @@ from dlmech.arch import get_model
 from dlmech.batches import Batches
 from dlmech.datasets import ImageSet
 from dlmech.filter import fields, find_clusters, label_means, normalised
+from dlmech.null import draw_permutations, field_shares, trace_p
 from dlmech.run import generator
 
 seeds = st.integers(0, 10**6)
@@ -66,3 +67,25 @@ def test_batch_size_order_and_loader_do_not_change_the_means(seed, N, batch):
                          3)  # channels first in memory
     for p in PATHS:
         for other in (shuffled, listed): assert torch.allclose(whole[p], other[p], rtol=1e-4, atol=1e-6)
+
+
+@quick
+@given(seeds, st.integers(2, 9), st.floats(1e-3, 1e3))
+def test_what_is_selected_hangs_on_no_scale_and_on_no_preferred_output(seed, K, scale):
+    "Scaled, and with another number added to each column, a filter has the same p-value and interaction."
+    means, weight = case(seed, K)
+    M = fields(means, weight)
+    columns = torch.randn(len(M), 1, K, generator=generator(seed, 'columns'), dtype=torch.float64)
+    other, draws = scale*M + columns, draw_permutations(K, 50, seed)
+    assert trace_p(other, draws).equal(trace_p(M, draws))
+    assert torch.allclose(field_shares(other)['diagonal_share'], field_shares(M)['diagonal_share'], atol=1e-6)
+
+
+@quick
+@given(seeds, st.integers(2, 9))
+def test_relabelling_changes_no_share_and_no_number_of_ones(seed, K):
+    means, weight = case(seed, K)
+    M, order = fields(means, weight), torch.randperm(K, generator=generator(seed, 'order'))
+    other = M[:, order][:, :, order]
+    for a, b in zip(field_shares(M).values(), field_shares(other).values()): assert torch.allclose(a, b)
+    if K <= 6: assert trace_p(M, draw_permutations(K)).equal(trace_p(other, draw_permutations(K)))

@@ -4,14 +4,16 @@ them.
     python tests/test_layers.py    makes dlmech/results/networks.csv anew, the table of what the tour finds
 """
 import pandas as pd, pytest, torch, torchvision
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, random_split, SubsetRandomSampler, TensorDataset
 
 import dlmech
 from dlmech.arch import get_model, NORMALS
-from dlmech.batches import Batches
+from dlmech.batches import Batches, fingerprint
 from dlmech.filter import fields, label_means
 from dlmech.layers import answer_of, blocks_in, find_layers, hooked, LayerName, traced, width_of
+from dlmech.look.views import get_image, image_input, layer_maps, uploaded
 from dlmech.run import DlmechError, generator, ParameterError, RESULTS
 from dlmech.silence import only
 from dlmech.trunk import readable, Trunk
@@ -136,7 +138,7 @@ class Answers(nn.Module):
                                  lambda y: dict(features=y[:, :, None], out=y)])
 def test_networks_that_answer_otherwise_are_understood(how):
     plain, other = small_net(), Answers(how)
-    tables = [dlmech.measure(net, blobs(80, 4), blobs(40, 4, 1), layers=[path], recipe='ridge').layers
+    tables = [dlmech.measure(net, blobs(80, 4), blobs(40, 4, 1), layers=[path], heads='ridge').layers
               for net, path in ((plain, '5'), (other, 'net.5'))]
     assert tables[0].success_rate.tolist() == tables[1].success_rate.tolist()
 
@@ -212,7 +214,6 @@ def test_dicts_bytes_and_texts_are_understood():
 def test_a_hugging_face_data_set_is_understood():
     "The real library, in memory: pictures, names of the labels, a part by `select`, torch's format."
     hf = pytest.importorskip('datasets', reason='datasets (extra hf) is not installed')
-    from PIL import Image
     (x, y), names = blobs(120, 4), ['ant', 'bee', 'cat', 'dog']
     x = (x * 30 + 100).clamp(0, 255).byte()
     features = hf.Features(dict(image=hf.Image(), label=hf.ClassLabel(names=names)))
@@ -265,6 +266,26 @@ def test_a_network_with_its_own_colours_gives_the_same_three_ways():
     assert same_state(state(net), before)
     with pytest.raises(ParameterError, match='as if they had been normalised already'):
         dlmech.measure(net, ((x - mean) / std, y), ((x - mean) / std, y), layers=['5'], normal='imagenet')
+
+
+def test_images_in_unit_colours_are_seen_alike_by_measure_folder_and_upload(tmp_path):
+    "What the explorer shows of an image, by number or uploaded, is what the measured network was given."
+    bits = torch.randint(256, (40, 16, 16, 3), dtype=torch.uint8, generator=generator(1))
+    x, y = bits.permute(0, 3, 1, 2) / 255, torch.arange(40) % 4
+    net = small_net()
+    m = dlmech.measure(net, (x, y), (x, y), layers=['5'], normal='imagenet')
+    mean, std = (torch.tensor(t)[:, None, None] for t in (NORMALS['imagenet'].mean, NORMALS['imagenet'].std))
+    with Trunk(net, ['5']) as trunk: right = trunk((x[:1] - mean) / std)['5']
+    Image.fromarray(bits[0].numpy()).save(picture := tmp_path/'mine.png')
+    opened = dlmech.open(m.save(tmp_path/'saved'), model=net, images=(x, y))
+    for seen in m, opened:
+        uploaded_picture, _ = uploaded(seen, 'mine.png', picture.read_bytes())
+        assert torch.equal(uploaded_picture, bits[0])
+        assert torch.equal(get_image(seen, 0)[0], bits[0])
+        for image in 0, uploaded_picture:
+            maps = layer_maps(seen, seen['5'].number, image_input(seen, image))
+            assert torch.allclose(maps, right, rtol=1e-4, atol=1e-5)
+    assert fingerprint((x, y)).shared(m.fields_on) == 1
 
 
 def test_answer_of_says_what_was_answered():

@@ -21,11 +21,11 @@ def in_mixed_modes(net):
     return net
 
 
-@pytest.mark.parametrize('recipe', ['fast', 'ridge'])
-def test_the_network_is_given_back_as_it_came(recipe):
+@pytest.mark.parametrize('heads', ['exact', 'ridge'])
+def test_the_network_is_given_back_as_it_came(heads):
     net = in_mixed_modes(small_net())
     before = state(net)
-    dlmech.measure(net, blobs(80, 4), blobs(40, 4, 1), recipe=recipe)
+    dlmech.measure(net, blobs(80, 4), blobs(40, 4, 1), heads=heads)
     assert same_state(state(net), before)
 
 
@@ -150,7 +150,8 @@ UNEVEN = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Unflatten(1, (2, 14,
 
 @pytest.mark.parametrize('change, said', [
     (dict(layers=['9']), "layer: there is no '9'; it may be 0, 1, 2"),
-    (dict(recipe='quick'), "recipe: there is no 'quick'; it may be paper, fast, ridge"),
+    (dict(heads='quick'), "heads: there is no 'quick'; it may be exact, paper, ridge"),
+    (dict(heads='fast'), 'write heads=exact'),
     (dict(names=['a']), 'names: 1 names for 4 labels'),
     (dict(heads_on=7), 'a data set may be a torch Dataset'),
     (dict(fields_on=(torch.zeros(0, 3, 16, 16), torch.zeros(0, dtype=torch.long))), 'no images'),

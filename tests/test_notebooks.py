@@ -9,7 +9,7 @@ from helpers import NBS, papermill, run, TOP
 
 ALL = sorted(p.stem for p in NBS.glob('*.ipynb'))
 PHASES = ['01_model', '02_probe', '03_filter']
-NAMES = '''arch dataset layer labels d seed recipe epochs threshold images runs root device size plan
+NAMES = '''arch dataset layer labels d seed recipe epochs heads threshold images runs root device size plan
            weights normal'''.split()
 # notebooks that are asked with all names, and a file in the run's folder that each makes
 MADE = {'01_model': 'train.csv', '02_probe': 'probe.csv', '03_filter': 'train-threshold0.4/layers.csv',

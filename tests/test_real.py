@@ -54,7 +54,7 @@ def test_what_ships_is_small():
 
 def test_the_three_phases_on_real_images(cifar_root, tmp_path):
     "Two labels, a narrow network, the closed-form heads: minutes become seconds."
-    run = start(arch='vgg6', dataset='cifar10', labels='0,1', d=4, epochs=1, recipe='ridge', layer='all',
+    run = start(arch='vgg6', dataset='cifar10', labels='0,1', d=4, epochs=1, heads='ridge', layer='all',
                 root=str(cifar_root), runs=str(tmp_path))
     layers = measure_run(run, [1, 2, 3, 4, 5]).layers
     assert (layers.success_rate > .7).all()
@@ -82,6 +82,6 @@ def test_a_thousand_labels_on_real_photographs(real):
     assert [len(layer.filters) for layer in own] == [1280]
     assert own.layers.success_rate[0] > .3
     small = resize(photographs, 64)
-    new = dlmech.measure(net, small, small, layers=['_blocks.2@1x1'], recipe='ridge', batch=20)
+    new = dlmech.measure(net, small, small, layers=['_blocks.2@1x1'], heads='ridge', batch=20)
     assert new.layers.success_rate[0] > .02
     assert (new['_blocks.2@1x1'].filters.max_field > 0).any()

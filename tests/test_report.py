@@ -6,6 +6,7 @@ import pytest
 
 import dlmech, dlmech.look.report, dlmech.measurement
 from dlmech.arch import get_model
+from dlmech.causal import causal
 from dlmech.cli import main
 from dlmech.datasets import get_data
 from dlmech.measurement import measure_run
@@ -35,7 +36,7 @@ class Links(HTMLParser):
         self.links, self.open, self.scripts = [], [], []
         self.feed(text)
     def handle_starttag(self, tag, attrs):
-        self.links += [v for k, v in attrs if k in ('href', 'src') and not v.startswith('data:')]
+        self.links += [v for k, v in attrs if k in ('href', 'src') and v and not v.startswith('data:')]
         if tag == 'script': self.scripts.append(dict(attrs))
         if tag not in ('img', 'meta', 'br'): self.open.append(tag)
     def handle_endtag(self, tag): assert self.open.pop() == tag, tag
@@ -94,7 +95,7 @@ def test_without_its_data_set_a_run_keeps_its_report_and_says_why(run, monkeypat
 
 def test_a_measurement_of_ones_own_has_a_report_where_one_says(tmp_path):
     data = get_data('digits', labels=[0, 3, 7])
-    m = dlmech.measure(get_model('vgg6', 3, d=2), data.train, data.test, layers='layers.5', recipe='ridge')
+    m = dlmech.measure(get_model('vgg6', 3, d=2), data.train, data.test, layers='layers.5', heads='ridge')
     with pytest.raises(DlmechError, match='save it first, or name one'): dlmech.report(m)
     index = dlmech.report(m, tmp_path/'of memory')
     assert index == tmp_path/'of memory'/'index.html'
@@ -105,6 +106,23 @@ def test_a_measurement_of_ones_own_has_a_report_where_one_says(tmp_path):
     page = (tmp_path/'mine'/'report'/'5'/'15.html').read_text()
     assert page.count('data:image/png') == 1
     assert 'holds no images' in page
+
+
+def test_a_filter_that_was_silenced_shows_what_the_network_loses(tmp_path):
+    data = get_data('digits', labels=[0, 3, 7])
+    m = dlmech.measure(get_model('vgg6', 3, d=2), data.train, data.test, layers=['layers.4', 'layers.5'],
+                       heads='ridge')
+    folder = m.save(tmp_path/'mine')
+    again = dlmech.open(folder, m.net, data.test)
+    table = causal(again[5], data.train, 30, 'training images')
+    dlmech.report(again)
+    pages = {n: (folder/'report'/str(n)/'3.html').read_text() for n in (4, 5)}
+    assert 'Not silenced in the network yet: <code>dlmech.causal.causal(m[4])</code>' in pages[4]
+    assert pages[4].count('data:image/png') == 2
+    assert pages[5].count('data:image/png') == 3
+    lost = m.names[table.fall_label[3]]
+    assert f'Without it {lost} loses most, {table.fall[3]:.3g}' in pages[5]
+    assert '(30 training images)' in pages[5]
 
 
 def test_the_table_sorts_in_a_browser(run):

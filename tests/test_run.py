@@ -1,5 +1,6 @@
 "A run's folder is a contract; a run can be killed and goes on; two may ask for it at once."
 import ast, inspect, json, os, re, shutil, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd, pytest, torch, torchvision
@@ -10,15 +11,21 @@ from dlmech.batches import Batches
 from dlmech.filter import fields, label_means
 from dlmech.measurement import measure_run
 from dlmech.model import get_recipe, start, train, train_or_load
-from dlmech.probe import PROBE_RECIPES, train_heads
+from dlmech.probe import FACTS, PAPER, train_heads
 from dlmech.run import DlmechError, ParameterError, Parameters
 
 SMALL = dict(arch='vgg6', dataset='digits', layer='all', d=2, epochs=1)
 
-FILTERS = ['filter', 'max_field', 'n_clusters', 'n_labels', 'sizes', 'labels', 'noise', 'internal_noise',
-           'external_noise', 'winner', 'winner_share']
-MEANS = 'n_clusters cluster_size labels_per_filter noise signal cross snr snr_real'.split()
-LAYERS = ['layer', 'name', 'filters', 'dead', 'success_rate', *MEANS, *(f'{m}_active' for m in MEANS)]
+FILTERS = """filter max_field n_clusters n_labels sizes labels noise internal_noise external_noise winner
+    winner_share column_share interaction_share diagonal_share winner_dependence winner_p_value
+    n_clusters_null n_labels_null noise_null without_cluster_null permutations p_value q_value""".split()
+MEANS = 'n_clusters cluster_size labels_per_filter noise signal cross snr'.split()
+SHARES = 'column_share interaction_share diagonal_share winner_dependence'.split()
+BESIDE = 'null excess excess_low excess_high'.split()
+LAYERS = ['layer', 'name', 'filters', 'dead', 'success_rate', *MEANS,
+          *(f'{m}_active' for m in MEANS if m != 'cluster_size'), *SHARES, 'without_cluster',
+          *(f'{m}_{b}' for m in (*MEANS[:4], 'snr', 'without_cluster') for b in BESIDE),
+          *'diagonal_share_null snr_p_value selective not_of_null permutations'.split(), *FACTS]
 
 
 @pytest.fixture(scope='module')
@@ -131,7 +138,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
 
 def test_heads_go_on_where_they_were_killed(run, tmp_path, monkeypatch):
     batches = Batches(run.data.train, 50, shuffle=True, shift=4)
-    args = train_or_load(run), run.layers[2:], batches, 10, PROBE_RECIPES['fast']
+    args = train_or_load(run), run.layers[2:], batches, 10, replace(PAPER, epochs=4)
     whole = train_heads(*args)
     save, saved = dlmech.probe.save_checkpoint, []
     def save_and_die(*a):
@@ -168,7 +175,9 @@ def test_two_processes_may_ask_for_the_same_run(tmp_path):
     (dict(threshold=0), 'threshold: it may be a number between 0 and 1'),
     (dict(threshold=True), 'threshold:'),
     (dict(images='valid'), "images: there is no 'valid'"),
-    (dict(recipe='slow'), "recipe: there is no 'slow'; it may be paper, fast, ridge"),
+    (dict(recipe='slow'), "recipe: there is no 'slow'; it may be paper, fast"),
+    (dict(recipe='ridge'), 'recipe: ridge is a kind of heads now; write heads=ridge'),
+    (dict(heads='fast'), 'heads: fast ones hung on their start and are gone; write heads=exact'),
     (dict(device='tpu'), "device: there is no 'tpu'"), (dict(runs=3), 'runs: 3 is not text'),
     (dict(lyer=1), "parameters: there is no 'lyer'"),
 ])
@@ -190,7 +199,7 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
 
 
 def test_ridge_refuses_a_large_layer_before_training(tmp_path):
-    r = start(**SMALL | dict(arch='vgg16', recipe='ridge', d=8), runs=str(tmp_path))
+    r = start(**SMALL | dict(arch='vgg16', heads='ridge', d=8), runs=str(tmp_path))
     with pytest.raises(DlmechError, match='layers.1 has 8,192 inputs'): measure_run(r, [1])
     assert not r.file('train.csv').exists()
 
@@ -219,7 +228,7 @@ def test_a_loss_that_is_no_longer_finite_is_said_in_one_sentence(run):
         train(net, run.data, r, torch.device('cpu'))
     torch.nn.init.constant_(net[0].weight, float('nan'))
     with pytest.raises(DlmechError, match='^phase 2: the loss is no longer finite in epoch 1'):
-        train_heads(net, ['1'], Batches(run.data.train, 50), 10, PROBE_RECIPES['fast'])
+        train_heads(net, ['1'], Batches(run.data.train, 50), 10, PAPER)
     assert not any(m._forward_hooks for m in net.modules())
 
 

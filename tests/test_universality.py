@@ -1,12 +1,13 @@
 "A sweep over K: side by side, cut short and gone on with, with a run that fails; and what it says of P2."
 import json, os, signal, subprocess, sys
 
-import pandas as pd, pytest
+import numpy as np, pandas as pd, pytest
 
 from dlmech.run import ParameterError, read_csv
+from dlmech.stats import FAILS, HOLDS
 from dlmech.study.universality import (describe_sweep, plan_sweep, row_file, sweep, sweep_claims,
                                        sweep_figure, sweep_file)
-from helpers import ENV, TINY, wait_for
+from helpers import ENV, run, TINY, TOP, wait_for
 
 
 def known_table():
@@ -21,16 +22,62 @@ def known_table():
 
 def test_claims_about_known_data():
     t = sweep_claims(known_table())
-    assert t['verdict'].tolist() == ['holds', 'holds', 'holds', 'does not hold here', 'holds in part']
+    assert t['verdict'].tolist() == [HOLDS, HOLDS, HOLDS, FAILS, FAILS]
+    without = t['claim'].str.contains('its null not in this table')
+    assert without.tolist() == [False, False, True, True, True]
     numbers = t['measured']
     assert numbers[0].startswith('0.03 ± ')
     assert '(0.005 ± ' in numbers[0]
-    assert 'R² = 1.000, n = 8' in numbers[0]
-    assert 'K^(0.50 ± 0.00)' in numbers[3]
-    assert 'K^(-0.20 ± 0.00)' in numbers[4]
+    assert 'ahead of the logarithm' in numbers[0]
+    assert 'exponent of K 0.5 [' in numbers[3]
+    assert 'over 16 runs' in numbers[3]
     assert describe_sweep(known_table()) == ('vgg16, d = 8 (the papers: 64), cifar100, recipe fast, '
                                              '8 epochs, K = 3 to 100, 2 draws of each K, 16 runs, 1 failed')
     assert len(sweep_figure(known_table()).axes) == 4
+
+
+def test_the_null_of_each_K_is_taken_off():
+    "Nc and Cs that grow with K only as their null does hardly depend on it; a growth of the logarithm fails."
+    t = known_table()
+    t = t.assign(error=.1*np.log(t.K) + .002*t.draw, n_clusters_null=t.K**.5, n_clusters=1.2 + t.K**.5,
+                 n_clusters_excess=1.2 + .01*t.draw, cluster_size_excess=t.K**.5 - 2, snr_excess=t.snr - 1,
+                 asked_steps=900)
+    claims = sweep_claims(t)
+    assert claims['verdict'].tolist() == [FAILS, FAILS, HOLDS, FAILS, FAILS]
+    assert not claims['claim'].str.contains('null').any()
+    assert claims['measured'][2].startswith('beyond its null 1.21 to 1.21')
+    assert '900 steps' in describe_sweep(t)
+    lines = [line.get_linestyle() for line in sweep_figure(t).axes[1].lines]
+    assert '--' in lines
+
+
+def test_every_K_gets_as_many_steps(tmp_path):
+    asked = dict(Ks=[2, 10], draws=1, arch='vgg6', dataset='digits', d=2, runs=str(tmp_path))
+    table = sweep(**asked, steps=80)
+    assert (abs(table.steps - 80) <= 20).all()
+    assert (table.asked_steps == 80).all()
+    assert table.learned.between(0, 1).all()
+    assert [p.name for p in tmp_path.glob('*.csv')] == ['universality-vgg6-digits-d2-fast-steps80.csv']
+    assert sweep(**asked, steps=80).equals(table)
+    few, many = (next(p for p in plan_sweep([2, 10], 1, 4000, arch='vgg6', dataset='digits', d=2)
+                      if p.labels == K).epochs for K in (2, 10))
+    assert few == pytest.approx(4000/33, rel=.1)      # 33 steps an epoch
+    assert many == pytest.approx(4000/41, rel=.1)
+
+
+def test_the_script_of_the_sweep_makes_the_same_and_goes_on(tmp_path):
+    command = [sys.executable, TOP/'experiments'/'sweep.py', '--dataset', 'digits', '--d', 2, '--steps', 40,
+               '--Ks', 2, 3, 5, '--draws', 1, '--runs', tmp_path]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'the maximal error grows about linearly with K' in done.stdout
+    made = {f: f.stat().st_mtime_ns for f in tmp_path.rglob('*.safetensors')}
+    assert len(made) >= 3
+    assert run(*command).returncode == 0
+    assert {f: f.stat().st_mtime_ns for f in made} == made
+    done = run(*command[:2], '--Ks', 1)
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith('sweep: Ks: 1 is not possible')
 
 
 def test_two_processes_and_a_run_that_fails(tmp_path):
@@ -39,7 +86,7 @@ def test_two_processes_and_a_run_that_fails(tmp_path):
     plan = plan_sweep(asked['Ks'], 1, **TINY, runs=asked['runs'])
     bad = row_file(plan[0]).parent
     bad.mkdir(parents=True)
-    (bad/'config.json').write_text(json.dumps({'seed': 9}))
+    (bad/'config.json').write_text(json.dumps({'seed': 9, 'heads': 'exact'}))
     table = sweep(**asked, workers=2)
     assert table.K.tolist() == [2, 3]
     assert (table.failed != '').tolist() == [True, False]
@@ -143,6 +190,8 @@ def test_a_run_that_is_there_is_read_and_not_made_again(tmp_path):
 @pytest.mark.parametrize('change, said', [
     (dict(Ks=[2, 11]), 'labels: there are only 10'), (dict(Ks=[1]), 'Ks: 1 is not possible'),
     (dict(Ks=[]), 'Ks: there is none'),
+    (dict(steps=9, epochs=2), 'steps: give steps or epochs, not both'),
+    (dict(steps=-1, epochs=0), 'steps: -1'),
     (dict(draws=0), 'draws: 0 is not possible'), (dict(workers=-1), 'workers: -1 is not possible'),
     (dict(arch='vgg7'), "arch: there is no 'vgg7'"),
     (dict(seed=1), "parameters: there is no 'seed'"), (dict(lyer=1), "parameters: there is no 'lyer'"),

@@ -6,7 +6,8 @@
 __all__ = ['FOLLOW', 'PRESS', 'Upload', 'State', 'plain', 'Soon', 'make_widgets', 'in_rows', 'Controls', 'offer_layers',
            'offer_first_filter', 'offer_filters', 'offer_clusters', 'offer_images', 'offer_upload', 'Kept', 'computed',
            'Screen', 'opened', 'run_beside', 'runs_beside', 'Message', 'filter_html', 'follow_run', 'follow_upload',
-           'press_back', 'press_save', 'draw_first', 'draw_quick', 'draw_slow', 'Explorer', 'explore']
+           'falls_of_one', 'press_back', 'press_save', 'press_falls', 'draw_first', 'draw_quick', 'draw_slow',
+           'Explorer', 'explore']
 
 # %% ../../nbs/06_explore.ipynb #df334585
 import asyncio, html
@@ -16,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
+import ipywidgets as widgets, numpy as np
 from torch import Tensor
 
+from ..causal import CAUSAL_IMAGES, measure_causal, other_images
 from ..figures import card_text
 from .views import (as_png, filter_order, image_fields, image_input, LiveFigure, ORDERS, row_view,
                                save_view, shown_images, uploaded, VIEWS)
@@ -48,7 +50,7 @@ class State:
         n, f = self.layer, self.filter
         return dict(matrix=(n, f, self.threshold, self.label), curves=(n,), images=(n, f),
                     image=(n, f, self.image, self.label),
-                    silence=(n, f, self.image, self.switch, self.cluster))[view]
+                    silence=(n, f, self.image, self.switch, self.cluster), causal=(n, f))[view]
 
 def plain(arg: Any) -> Any:
     "An argument as a view's function takes it: of an `Upload` its picture."
@@ -102,7 +104,9 @@ def make_widgets(runs: list[str], # to choose from
         back=widgets.Button(description='back to the data set', layout=short(), disabled=True),
         switch=menu('network', SWITCH), cluster=menu('cluster', [('-', 0)]),
         view=menu('to save', list(VIEWS)),
-        save=widgets.Button(description='save', layout=widgets.Layout(width='90px')))
+        save=widgets.Button(description='save', layout=widgets.Layout(width='90px')),
+        falls=widgets.Button(description='which labels does the network lose without it?',
+                             layout=widgets.Layout(width='350px', margin='1px 12px 1px 0')))
 
 def in_rows(children: list) -> widgets.Box:
     "Widgets side by side, in as many rows as they need."
@@ -190,6 +194,7 @@ def computed(view: str, m: Measurement, state: State, kept: Kept) -> dict[str, A
     n, image = state.layer, state.image
     if view == 'image':
         return dict(fields=kept('fields', n, image, make=lambda: image_fields(m, n, plain(image))))
+    if view == 'causal': return dict(falls=kept.things.get(('falls', n, state.filter)))
     if view != 'silence': return {}
     x = image_input(m, plain(image))
     batches = kept('batches', make=lambda: even_batches(shown_images(m), x.device))
@@ -217,7 +222,7 @@ class Screen:
         if self.shown.get(view) == key: return
         self.shown[view] = key
         how |= computed(view, self.m, state, self.kept)
-        if view != 'silence': how['fig'] = self.figures.get(view)
+        if view not in ('silence', 'causal'): how['fig'] = self.figures.get(view)
         self.figures[view] = VIEWS[view](self.m, *map(plain, state.args(view)), **how)
         self.pictures[view].value = as_png(self.figures[view])
 
@@ -291,6 +296,12 @@ FOLLOW: dict[str, Callable[['Explorer'], None]] = {
     'order': lambda e: offer_filters(e.controls, e.m), 'filter': lambda e: offer_clusters(e.controls, e.m),
     'label': lambda e: offer_images(e.controls, e.m), 'image': lambda e: offer_upload(e.controls, None)}
 
+# %% ../../nbs/06_explore.ipynb #59893f56
+def falls_of_one(m: Measurement, n: int, f: int) -> dict[str, np.ndarray]: # (K,) each
+    "The falls of one filter, measured now."
+    found = measure_causal(m[n], filters=[f])
+    return dict(zero=found.zero[0].numpy(), mean=found.mean[0].numpy())
+
 # %% ../../nbs/06_explore.ipynb #e1a0c003
 def press_back(e: 'Explorer'):
     "The way back from an image of the user's."
@@ -303,7 +314,18 @@ def press_save(e: 'Explorer'):
     saved = e.said.guarded(save_view, e.m, view, *map(plain, e.controls.state().args(view)))
     if saved: e.said.say(f'{" and ".join(map(str, saved[0]))}: {saved[1]}')
 
-PRESS: dict[str, Callable[['Explorer'], None]] = {'back': press_back, 'save': press_save}
+def press_falls(e: 'Explorer'):
+    "Silences the filter on show in the network, on many images."
+    s, screen = e.controls.state(), e.screen
+    e.said.say(f'silencing filter {s.filter} of layer {s.layer} …')
+    make = lambda: falls_of_one(e.m, s.layer, s.filter)
+    if e.said.guarded(screen.kept, 'falls', s.layer, s.filter, make=make) is None: return
+    e.said.say(f'filter {s.filter} of layer {s.layer} silenced on {CAUSAL_IMAGES} {other_images(e.m)[1]}')
+    screen.shown.pop('causal', None)
+    e.soon()
+
+PRESS: dict[str, Callable[['Explorer'], None]] = {'back': press_back, 'save': press_save,
+                                                  'falls': press_falls}
 
 # %% ../../nbs/06_explore.ipynb #388831b2
 def draw_first(e: 'Explorer'):
@@ -325,6 +347,7 @@ def draw_quick(e: 'Explorer'):
 def draw_slow(e: 'Explorer'):
     "Draws what needs the network for many images."
     s = e.controls.state()
+    e.said.guarded(e.screen.draw, 'causal', s)
     e.said.guarded(e.screen.draw, 'images', s, with_maps=True)
     e.said.guarded(e.screen.draw, 'silence', s)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'SORT', 'COLUMNS', 'VIEWS_OF_A_PAGE', 'whole_folder', 'page', 'picture_html', 'table_html', 'filter_pictures',
-           'filter_page', 'about_html', 'layer_html', 'index_page', 'report_folder', 'report']
+           'causal_html', 'filter_page', 'about_html', 'layer_html', 'index_page', 'report_folder', 'report']
 
 # %% ../../nbs/06_report.ipynb #7048baaf
 import base64, html, os, shutil
@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
+from ..causal import causal_files
 from ..figures import card_text
-from .views import (as_png, curves_view, filter_view, images_view, LiveFigure, row_view,
-                               snr_by_filter)
+from .views import (as_png, causal_view, curves_view, filter_view, images_view, LiveFigure,
+                               row_view, snr_by_filter)
 from ..measurement import FiledLayer, LayerMeasurement, Measurement, RunSource
-from ..run import base, clusters_of, DlmechError, progress
+from ..run import base, clusters_of, DlmechError, progress, read_csv
 
 # %% ../../nbs/06_report.ipynb #4e745209
 @contextmanager
@@ -103,6 +106,19 @@ def filter_pictures(m: Measurement, n: int, f: int, figures: dict[str, LiveFigur
         else: pictures.append(picture_html(as_png(figures[name]), what))
     return pictures
 
+def causal_html(m: Measurement, n: int, f: int) -> str:
+    "What the network loses without the filter, or how to find out."
+    files = causal_files(m[n])
+    if not (files and files[0].exists()):
+        return f'<p>Not silenced in the network yet: <code>dlmech.causal.causal(m[{n}])</code>.</p>'
+    row = read_csv(files[0]).iloc[f]
+    score = '' if np.isnan(row.auc_zero) else (f' AUC of the labels of its clusters: {row.auc_zero:.2f} at '
+                                               f'zero, {row.auc_mean:.2f} at its mean; chance 0.5.')
+    return (f'<p>Without it {html.escape(m.names[int(row.fall_label)])} loses most, {row.fall:.3g} of its '
+            f'log-probability ({int(row.images)} {html.escape(row.on)}).{score}</p>'
+            + picture_html(as_png(causal_view(m, n, f)), 'fall of the log-probability of each label'))
+
+# %% ../../nbs/06_report.ipynb #5907d2f8
 def filter_page(m: Measurement, n: int, f: int,
                 figures: dict[str, LiveFigure] # of the page before, drawn on again
                ) -> str:
@@ -114,7 +130,8 @@ def filter_page(m: Measurement, n: int, f: int,
     matrix, images = filter_pictures(m, n, f, figures)
     return page(f'layer {n}, filter {f}', f'<nav>{" · ".join(links)}</nav><h1>Layer {n}, filter {f}</h1>'
                 f'<p>{text}<br>SNR {row.snr:.3g}</p>'
-                f'{matrix}<h2>Images that drive it most</h2>{images}')
+                f'{matrix}<h2>Silenced in the network itself</h2>{causal_html(m, n, f)}'
+                f'<h2>Images that drive it most</h2>{images}')
 
 # %% ../../nbs/06_report.ipynb #1e0d32f7
 def about_html(m: Measurement) -> str:
