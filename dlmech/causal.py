@@ -126,9 +126,8 @@ class _Played:
         "The i-th answer for the images `at`; one image's, as often, if nothing looks at it."
         kept = i in self.needed
         leaves, form = tree_flatten(self.done[i][1] if kept else self.one[i])
-        pairs = zip(leaves, self.axes[i])
-        if kept: self.handed[i] = [_taken(t, a, at, self.images) for t, a in pairs]
-        else: self.handed[i] = [_often(t, a, len(at)) for t, a in pairs]
+        self.handed[i] = [_taken(t, a, at, self.images) if kept else _often(t, a, len(at))
+                          for t, a in zip(leaves, self.axes[i])]
         return tree_unflatten(self.handed[i], form)
     def played(self, at: Tensor, change: Callable[[Any], Any]) -> dict[nn.Module, Callable]:
         "What answers in the place of each module that was done."

@@ -54,6 +54,15 @@ def chunks(n: int, each: int) -> list[slice]:
     return [slice(i, min(i+step, n)) for i in range(0, n, step)]
 
 # %% ../nbs/03_filter.ipynb #2a88dec2
+def _fires(fields: Tensor, largest: Tensor, maps: Tensor # (c, K, B), (c, B), (c, hw, B)
+          ) -> Tensor: # (c, B) bool
+    "Whether a filter has a field on any output, image by image."
+    fires = largest != 0
+    unsure = ~fires & (maps != 0).any(1)  # a map of zeros has no field, without a look at all K
+    if unsure.any(): fires[unsure] = (fields.transpose(1, 2)[unsure] != 0).any(1)
+    return fires
+
+# %% ../nbs/03_filter.ipynb #2a88d0c0b
 class Responses:
     """How often each output wins for each filter (P1), and the images with its largest fields.
 
@@ -75,9 +84,7 @@ class Responses:
         for c in chunks(len(maps), len(index) * self.weight.shape[1]):
             fields = self.weight[c] @ maps[c]                                        # (c, K, B)
             largest, winner = fields.max(1)                                          # (c, B)
-            fires = largest != 0
-            unsure = ~fires & (maps[c] != 0).any(1)  # a map of zeros has no field, without a look at all K
-            if unsure.any(): fires[unsure] = (fields.transpose(1, 2)[unsure] != 0).any(1)
+            fires = _fires(fields, largest, maps[c])
             self.wins[c].flatten(1).scatter_add_(1, winner + row, fires.int())
             _keep_top(self, c, largest.where(fires, -torch.inf), winner, index)
 

@@ -115,6 +115,7 @@ HEAD_BYTES = 2**27       # for the maps of one layer, in half precision
 PASS_BYTES = 2**30       # for the maps of the layers that one pass of the trunk fills
 HEAD_IMAGES = 2_700      # a run's training set that is smaller is augmented until it has so many
 
+# %% ../nbs/02_probe.ipynb #d0550a10b
 class Maps:
     """A layer's flattened maps in half precision, for so many images at most, and their labels. They are
     kept in units of a power of two, so that large values fit."""
@@ -160,6 +161,13 @@ def objective(maps: Maps,
 class _Solved(Exception): "The gradient is small enough, or there were evaluations enough."
 
 # %% ../nbs/02_probe.ipynb #5f95e6eb
+def _quasi_newton(W: Tensor) -> LBFGS:
+    "torch's L-BFGS on `W`, with as long a history as memory allows."
+    history = max(3, min(HISTORY, PASS_BYTES // (16 * W.numel())))  # a step that is kept is two such tensors
+    return LBFGS([W], max_iter=EVALUATIONS, max_eval=2*EVALUATIONS, tolerance_grad=0, tolerance_change=0,
+                 history_size=history, line_search_fn='strong_wolfe')
+
+# %% ../nbs/02_probe.ipynb #5f95e0b0b
 class Descent:
     "The evaluations that lead L-BFGS to a layer's head; the head with the smallest gradient so far is kept."
     def __init__(self, maps: Maps, W: Tensor, decay: float,  # W (K, D) float64, the start
@@ -182,9 +190,7 @@ class Descent:
         return loss * self.maps.n
     def run(self) -> None:
         "L-BFGS, until the gradient is small enough, no step is found any more, or evaluations are used up."
-        history = max(3, min(HISTORY, PASS_BYTES // (16 * self.W.numel())))  # a step that is kept is two such
-        opt = LBFGS([self.W], max_iter=EVALUATIONS, max_eval=2*EVALUATIONS, tolerance_grad=0,
-                    tolerance_change=0, history_size=history, line_search_fn='strong_wolfe')
+        opt = _quasi_newton(self.W)
         try:
             for dtype in (torch.float32, torch.float64):
                 self.dtype = dtype

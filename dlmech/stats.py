@@ -243,6 +243,7 @@ class Power:
         "The curve's y at K."
         return self.a * np.asarray(K, float)**self.b
 
+# %% ../nbs/00_stats.ipynb #9a1d0160b
 def fit_power(K: ArrayLike, y: ArrayLike) -> Power:
     "Least squares on y. Raises a `DlmechError` if there are fewer than three points or only one K."
     K, y = np.asarray(K, float), np.asarray(y, float)

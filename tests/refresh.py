@@ -45,7 +45,8 @@ def execute(name: str):
     from nbclient import NotebookClient
     path = NBS/f'{name}.ipynb'
     nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=3600, resources={'metadata': {'path': NBS}}).execute()
+    NotebookClient(nb, timeout=3600, store_widget_state=False,  # half a megabyte for sliders without a kernel
+                   resources={'metadata': {'path': NBS}}).execute()
     for c in nb.cells:
         if c.cell_type == 'code':
             c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']

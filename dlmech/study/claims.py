@@ -53,9 +53,10 @@ NAMED = {'vgg6': NamedNetwork('VGG-6', VGG6),
          'tiny': NamedNetwork('tiny VGG-6', TINY),
          'tiny-untrained': NamedNetwork('tiny VGG-6', TINY, 'untrained')}
 
+# %% ../../nbs/05_claims.ipynb #9a4d0060b
 def named_run(named: NamedNetwork, seed: int = 0, weights: str = '', # a file, in place of its own
-                **places                                            # runs, root, device
-               ) -> Run:
+              **places                                                # runs, root, device
+             ) -> Run:
     "The run of a network's seed, ready to be measured; a control is trained here, which may take hours."
     of: dict[str, Any] = dict(seed=seed, layer='all', weights=weights) | named.params | places
     return start_control(named.control or 'trained', **of)
