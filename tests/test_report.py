@@ -121,7 +121,7 @@ def test_a_filter_that_was_silenced_shows_what_the_network_loses(tmp_path):
     assert pages[4].count('data:image/png') == 2
     assert pages[5].count('data:image/png') == 3
     lost = m.names[table.fall_label[3]]
-    assert f'Without it {lost} loses most, {table.fall[3]:.3g}' in pages[5]
+    assert f'Without it {lost} loses most: its log-probability falls by {table.fall[3]:.3g} ' in pages[5]
     assert '(30 training images)' in pages[5]
 
 

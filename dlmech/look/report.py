@@ -114,8 +114,8 @@ def causal_html(m: Measurement, n: int, f: int) -> str:
     row = read_csv(files[0]).iloc[f]
     score = '' if np.isnan(row.auc_zero) else (f' AUC of the labels of its clusters: {row.auc_zero:.2f} at '
                                                f'zero, {row.auc_mean:.2f} at its mean; chance 0.5.')
-    return (f'<p>Without it {html.escape(m.names[int(row.fall_label)])} loses most, {row.fall:.3g} of its '
-            f'log-probability ({int(row.images)} {html.escape(row.on)}).{score}</p>'
+    return (f'<p>Without it {html.escape(m.names[int(row.fall_label)])} loses most: its log-probability '
+            f'falls by {row.fall:.3g} ({int(row.images)} {html.escape(row.on)}).{score}</p>'
             + picture_html(as_png(causal_view(m, n, f)), 'fall of the log-probability of each label'))
 
 # %% ../../nbs/06_report.ipynb #5907d2f8
@@ -155,7 +155,7 @@ def index_page(m: Measurement) -> str:
     links = [f'<a href="#layer{layer.number}">layer {layer.number}</a>' for layer in m]
     parts = [f'<h1>{html.escape(m.title)}</h1><p>{about_html(m)}</p>',
              picture_html(as_png(curves_view(m)), 'SR, SNR, Nc, Cs and n against the layer'),
-             '<p>Solid: all filters; dashed: those with a cluster.</p>',
+             '<p>Bars: 95 % intervals over filters; dotted: the null, input labels permuted.</p>',
              f'<p>{" · ".join(links)}</p>']
     return page(m.title, ''.join([*parts, *map(layer_html, m)]) + SORT)
 

@@ -187,7 +187,7 @@ def curves_view(m: Measurement,
                 n: int|None = None,           # a layer to mark
                 fig: LiveFigure|None = None   # one that this made before, with a layer marked or without
                ) -> LiveFigure:
-    "SR, SNR, Nc, Cs and n against the layer; dashed: their null."
+    "SR, SNR, Nc, Cs and n against the layer; dotted: their null."
     if fig is None:
         fig = LiveFigure(1.7)
         draw_curves(fig.subplots(1, len(CURVES)), m.layers, n)
