@@ -6,7 +6,8 @@ FROM = {'DlmechError': 'run.DlmechError', 'Measurement': 'measurement.Measuremen
         'dilute': 'pruning.afcc.dilute', 'explore': 'look.explore.explore', 'load': 'model.load',
         'measure': 'measurement.measure', 'measure_run': 'measurement.measure_run', 'network': 'arch.get_model',
         'open': 'measurement.open_measurement', 'own_head': 'measurement.own_head', 'prune': 'pruning.prune.prune',
-        'report': 'look.report.report', 'start': 'model.start', 'zoo': 'model.zoo'}
+        'repair': 'pruning.repair.repair', 'report': 'look.report.report', 'start': 'model.start',
+        'zoo': 'model.zoo'}
 __all__ = list(FROM)
 
 

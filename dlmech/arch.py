@@ -6,21 +6,24 @@
 __all__ = ['PLANS', 'SMALL_RESNETS', 'HIDDEN_FC', 'NORMALS', 'PREFIXES', 'read_plan', 'plan_of', 'conv_layer', 'fc_layers', 'VGG',
            'arch_names', 'check_arch', 'keep_resolution', 'torchvision_model', 'ShortcutA', 'SmallBlock', 'SmallResNet',
            'Normal', 'read_normal', 'translated', 'translated_view', 'pretrained_model', 'read_weights', 'put_weights',
-           'weights_file', 'get_model', 'shortcut_in', 'normal_in', 'layers_of']
+           'weights_file', 'get_model', 'shortcut_in', 'normal_in', 'weightless', 'layers_of']
 
 # %% ../nbs/01_arch.ipynb #f30f6c07
 import copy, re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from torch.overrides import TorchFunctionMode
 
 from .layers import all_layers
-from .run import base, DlmechError, one_of, ParameterError, read_tensors
+from .run import (base, check_int, check_parameter, DlmechError, one_of, ParameterError,
+                        read_tensors)
 from .trunk import readable
 
 # %% ../nbs/01_arch.ipynb #b88bb98c
@@ -324,10 +327,13 @@ def get_model(arch: str, K: int,
              ) -> nn.Module:
     """A network of that architecture for `K` labels.
 
-    Raises a `ParameterError` for a plan that it cannot have.
+    Raises a `ParameterError` for a value that cannot be, such as a plan that is of another network.
 
         net = dlmech.network('vgg16', K=10)"""
     check_arch(arch)
+    K, d = check_int('K', K, 1, 100_000), check_int('d', d, int(arch in PLANS), 1024)
+    size, asked = check_int('size', size, 1, 4096), dict(seed=seed, plan=plan, weights=weights)
+    seed, plan, weights = (check_parameter(name, value) for name, value in asked.items())
     path = weights_file(weights, arch)
     tensors, about = read_weights(path) if path else ({}, {})
     with torch.random.fork_rng(devices=[]):
@@ -337,8 +343,7 @@ def get_model(arch: str, K: int,
         elif arch in SMALL_RESNETS: net = SmallResNet(SMALL_RESNETS[arch], K, shortcut_in(tensors))
         else: net = pretrained_model(arch) if weights == 'pretrained' else torchvision_model(arch, K, size)
     if path: put_weights(net, tensors, path)
-    normal = read_normal(normal) or normal_in(about)
-    return translated(net, normal) if normal else net
+    return translated(net, normal) if (normal := read_normal(normal) or normal_in(about)) else net
 
 # %% ../nbs/01_arch.ipynb #74462df7
 def shortcut_in(tensors: Mapping[str, Tensor]) -> str:
@@ -349,6 +354,19 @@ def normal_in(about: Mapping[str, str]) -> Normal|None:
     "The normalisation that a file's header states, if it does."
     return read_normal(f"{about['mean']}/{about['std']}") if {'mean', 'std'} <= about.keys() else None
 
+# %% ../nbs/01_arch.ipynb #465393cf
+class _Counting(TorchFunctionMode):
+    "Inside, ranges and tensors of given numbers keep them, whatever the device of all else is."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in (torch.arange, torch.tensor): kwargs.setdefault('device', 'cpu')
+        return func(*args, **kwargs)
+
+def weightless(arch: str, d: int, size: int, plan: str) -> nn.Module:
+    "The network on `meta`: its modules, and no weights."
+    with torch.device('meta'), _Counting() if arch.startswith('regnet') else nullcontext():
+        return get_model(arch, 2, d, size=size, plan=plan)
+
 # %% ../nbs/01_arch.ipynb #1de65378
 def layers_of(arch: str, d: int = 64,  # as for `get_model`
               size: int = 32, plan: str = '') -> list[str]:
@@ -357,7 +375,7 @@ def layers_of(arch: str, d: int = 64,  # as for `get_model`
     Raises a `DlmechError` if it does not take images of that size."""
     try:
         with torch.device('meta'):
-            net, x = get_model(arch, 2, d, size=size, plan=plan), torch.zeros(1, 3, size, size)
+            net, x = weightless(arch, d, size, plan), torch.zeros(1, 3, size, size)
             if arch != 'efficientnet_b0': return readable(net, all_layers(net, x), x)
             return [f'features.{name}@1x1' for name, _ in net.get_submodule('features').named_children()]
     except DlmechError: raise

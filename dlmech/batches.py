@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np, torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import (BatchSampler, DataLoader, default_collate, RandomSampler, SequentialSampler,
                               Subset, TensorDataset)
 
-from .datasets import Augment, decode_files, FileSet, ImageSet, to_float
-from .run import DlmechError, generator, ParameterError
+from .datasets import as_rgb, Augment, decode_files, FileSet, ImageSet, to_float
+from .run import check_int, DlmechError, generator, ParameterError, shown
 
 # %% ../nbs/01_batches.ipynb #a9ede95b
 IMAGES = 'image', 'images', 'img', 'pixel_values', 'x', 'input', 'inputs'
@@ -53,15 +54,23 @@ def as_labels(y: Any, names: Sequence[str] = ()) -> Tensor: # (B,) int64
         raise ParameterError(f'labels: a tensor {tuple(y.shape)} is no batch of labels; they may be (N,), '
                              '(N, 1), '
                              f'or one-hot rows (N, K)')
-    if y.is_floating_point() and not (y == y.round()).all():
-        bad = y[y != y.round()][0].item()
-        raise ParameterError(f'labels: {bad:g} is no label; they may be whole numbers from 0')
-    return y.long()
+    whole = y.real.long() if y.is_complex() else y.long()
+    if y.is_complex() or not (y == whole).all():
+        odd = shown(y) if y.is_complex() else f'{y[y != whole][0].item():g}'
+        raise ParameterError(f'labels: {odd} is no label; they may be whole numbers from 0')
+    return whole
 
 def _number(text: str, names: Sequence[str]) -> int:
     if text in names: return list(names).index(text)
     raise ParameterError(f'labels: there is no {text!r} among the names '
                          f'{", ".join(map(repr, list(names)[:5]))}')
+
+# %% ../nbs/01_batches.ipynb #07712a66
+def _picture(x: Any) -> np.ndarray: # (H, W, C)
+    "An image of PIL's as bytes; anything else as an array."
+    if not isinstance(x, Image.Image): return np.asarray(x)
+    grey = x.mode in ('1', 'L')
+    return np.asarray(x.convert('L'))[..., None] if grey else np.asarray(as_rgb(x))
 
 # %% ../nbs/01_batches.ipynb #9c49875b
 CHANNELS = 1, 3, 4
@@ -70,10 +79,13 @@ def as_images(x: Any,
               unit: bool = False # floats are colours in [0, 1], to be made [-1, 1]
              ) -> Tensor: # (B, C, h, w) float32, or what else the network takes
     "Images as floats, channels first. Raises a `ParameterError` for what are no images."
-    if isinstance(x, (tuple, list)) and x and not isinstance(x[0], Tensor):
-        x = np.stack([np.asarray(v) for v in x])
-    if isinstance(x, (tuple, list)): x = torch.stack(list(x))
-    x = torch.as_tensor(x)
+    try:
+        if isinstance(x, (tuple, list)) and x and not isinstance(x[0], Tensor):
+            x = np.stack([_picture(v) for v in x])
+        if isinstance(x, (tuple, list)): x = torch.stack(list(x))
+        x = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ParameterError(f'images: these are no images of one size ({shown(str(e))})') from None
     if x.ndim == 4 and x.shape[-1] in CHANNELS and x.shape[1] not in CHANNELS: x = x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8: return x.float().div_(127.5).sub_(1)
     if x.is_floating_point(): return _from_unit(x.float()) if unit else x.float()
@@ -126,7 +138,7 @@ def _collated(items: list) -> tuple[Any, Any]:
     pairs = [images_and_labels(item) for item in items]
     if any(isinstance(v, (Tensor, np.ndarray)) for v in pairs[0][:1]) and not isinstance(pairs[0][1], str):
         return default_collate(pairs)
-    return [np.asarray(x) for x, _ in pairs], [y for _, y in pairs]
+    return [_picture(x) for x, _ in pairs], [y for _, y in pairs]
 
 # %% ../nbs/01_batches.ipynb #0bdc725c
 def _of_loader(loader: DataLoader) -> AnySet:
@@ -253,7 +265,7 @@ class Batches(_Reading):
                  seed: int = 0,            # of the order and the augmentation
                  workers: int|None = None, # processes that decode files; None: one a core
                  K: int = 0):              # outputs there are for labels; 0: any
-        self.set = as_set(data)
+        self.set, batch = as_set(data), check_int('batch', batch, 1)
         self.own = isinstance(self.set.data, (ImageSet, FileSet)) and self.set.sampler is None
         self.data = self.set.data.to(device) if isinstance(self.set.data, ImageSet) else self.set.data
         self.batch, self.device, self.shuffle = self.set.batch or batch, device, shuffle

@@ -335,7 +335,7 @@ def measure_falls(net: nn.Module,   # any network; stays as it is
                 _add_falls(kind, s, y, target.to(s.maps.dtype), bar)
     mean = torch.stack([of_label[:, g.cpu()].mean((1, 2)) for g in s.groups])             # (C, K)
     zero, kept = fallen / sums.counts
-    return Falls(zero, kept, mean, sums.counts, s.tail.whole)
+    return Falls(zero, kept, mean.cpu(), sums.counts, s.tail.whole)
 
 def _fitting(batches: list, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]: # maps (1, C, …) of one image
     "Batches whose maps fit into memory."

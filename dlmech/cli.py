@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'copy_notebooks', 'parser', 'run_notebooks', 'run_report', 'main']
 
 # %% ../nbs/07_cli.ipynb #dfd91a10
-import argparse, shutil, sys
+import argparse, shlex, shutil, sys
 from pathlib import Path
 
 from . import __version__
@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
 def run_notebooks(given: argparse.Namespace):
     "`dlmech notebooks DEST`."
     copied = copy_notebooks(given.dest)
-    print(f'{len(copied)} notebooks in {copied[0].parent}; next: papermill '
-          f'{copied[0].parent/"03_filter.ipynb"} out.ipynb -p layer 13')
+    first = shlex.quote(str(copied[0].parent/'03_filter.ipynb'))
+    print(f'{len(copied)} notebooks in {copied[0].parent}; next: papermill {first} out.ipynb -p layer 13')
 
 def run_report(given: argparse.Namespace):
     "`dlmech report RUN`."

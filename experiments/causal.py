@@ -75,7 +75,7 @@ def cost(network: str, net: VGG, filters: int, images: int = 64) -> None:
 
 def costs() -> None:
     "Of the two networks of the zoo, and of a VGG-16 as wide as the papers'."
-    cost('vgg16 d=16', dlmech.load('vgg16-cifar10'), 4)
+    cost('vgg16 d=16', dlmech.load('vgg16-cifar10-d16'), 4)
     cost('vgg6 d=64', dlmech.load('vgg6-cifar10'), 2)
     cost('vgg16 d=64', dlmech.network('vgg16', 10, d=64), 1)
 

@@ -5,17 +5,29 @@ resumed at any point.
 
 A network that is not there is trained first (phases 1 to 3). With --ship the tables of all these runs go into
 dlmech/results, where the notebook reads them.
+
+    python experiments/prune.py --repair vgg16-cifar10-d16 vgg6-cifar10 --seeds 0 1 2 3 4 [--ship]
+
+Selection, then repair, on networks that come with the package: filters and kernels, by the seed of the
+calibration images.
 """
 import argparse, time
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
+import dlmech
+from dlmech.datasets import get_data
 from dlmech.model import start
 from dlmech.pruning.scores import SCORES
 from dlmech.run import ParameterError, RESULTS, Run
-from dlmech.study.compare import (dilution_study, end_study, gather, head_study, latency_study, LIBRARY,
-                                  Method, method_of, METHODS, removal_study, RULES, scratch_study, Subject,
-                                  TABLES)
+from dlmech.study.compare import (Calibrated, dilution_study, end_study, gather, head_study, kernel_study,
+                                  latency_study, LIBRARY, Method, method_of, METHODS, removal_study,
+                                  repair_study, RULES, scratch_study, Subject, TABLES)
 from dlmech.study.study import Study
+
+LAYERS = {'vgg16-cifar10-d16': [8, 9, 10, 11, 12, 13], 'vgg6-cifar10': [4, 5]}  # of which filters go
+KERNELS_OF = 'vgg6-cifar10',                                                # whose kernels go too
 
 
 def method(text: str) -> Method:
@@ -51,6 +63,8 @@ def options() -> argparse.Namespace:
     p.add_argument('--runs', default='runs')
     p.add_argument('--root', default='')
     p.add_argument('--device', default='auto')
+    p.add_argument('--repair', nargs='+', choices=list(LAYERS), default=[],
+                   help='selection, then repair, on these networks')
     p.add_argument('--ship', action='store_true', help='put the tables of these runs into the package')
     return p.parse_args()
 
@@ -89,9 +103,27 @@ def compare(args: argparse.Namespace, seed: int) -> Run:
     return run
 
 
+def repairs(args: argparse.Namespace) -> None:
+    "Fills the tables of repairs, seed by seed, so that what is there is whole whenever it is stopped."
+    folder = RESULTS if args.ship else Path(args.runs)
+    folder.mkdir(exist_ok=True)
+    for seed in args.seeds:
+        for name in args.repair:
+            net, data = dlmech.load(name), get_data(name.split('-')[1], args.root)
+            make = partial(Calibrated, net, data, [f'layers.{n}' for n in LAYERS[name]])
+            studies = [repair_study(folder/'repair-filters.csv', name, make, seeds=[seed])]
+            if name in KERNELS_OF:
+                studies.append(kernel_study(folder/'repair-kernels.csv', name, make, seeds=[seed]))
+            for study in studies:
+                began = time.time()
+                rows = len(study.fill())
+                print(f'{name}, seed {seed}: {rows} rows, {time.time() - began:.0f} s', flush=True)
+
+
 def main() -> None:
     "All networks, one after the other."
     args, runs = options(), []
+    if args.repair: return repairs(args)
     args.scores = args.scores or scores_there()
     for seed in args.seeds:
         runs.append(compare(args, seed))

@@ -9,17 +9,17 @@ import dlmech.study.controls as controls
 from dlmech.arch import get_model
 from dlmech.batches import Batches
 from dlmech.datasets import get_data
-from dlmech.filter import clusters, fields, label_means
+from dlmech.filter import clusters, label_means
 from dlmech.measurement import measure_run
 from dlmech.model import start, success_rate, train_or_load
 from dlmech.probe import FACTS, heads_for
 from dlmech.run import clusters_of, generator, ParameterError, read_csv, read_json
 from dlmech.stats import FAILS, HOLDS, OPEN
-from dlmech.study.controls import (at_threshold, came_back, controls_in, draw_groups, group_count, grouped,
-                                   layer_claims, learned_by, learned_of, MEMORISE, memorise, MEMORISED,
-                                   NETWORKS, reproduce, reproduction_files, resampled, return_rates, rows_of,
-                                   shown_of, shuffled, stability, stable_rows, start_control, THRESHOLDS,
-                                   trend_against, trends, winner_shares)
+from dlmech.study.controls import (at_threshold, came_back, controls_in, draw_groups, fields_of_groups,
+                                   group_count, grouped, layer_claims, learned_by, learned_of, MEMORISE,
+                                   memorise, MEMORISED, NETWORKS, reproduce, reproduction_files, resampled,
+                                   return_rates, rows_of, shown_of, shuffled, stability, stable_rows,
+                                   start_control, THRESHOLDS, trend_against, trends, winner_shares)
 from dlmech.trunk import Trunk
 from helpers import papermill, TINY, TOP
 
@@ -134,7 +134,7 @@ def test_drawing_groups_of_one_image_is_drawing_images(run):
     each = grouped(images, least)
     assert (each.labels.bincount() == 1).all()
     means = label_means(net, heads.paths, Batches(each, 64), len(each.names))['layers.4']
-    of_groups = fields(means, heads.weight('layers.4')).unflatten(1, (10, least))
+    of_groups = fields_of_groups(means, heads.weight('layers.4'), least)
     times = draw_groups(10, least, 3, seed=5)
     with Trunk(net, heads.paths) as trunk:
         maps = torch.cat([trunk(x)['layers.4'] for x, _ in Batches(images, 64)]).double()

@@ -161,7 +161,7 @@ def test_a_run_that_is_not_finished_says_what_makes_it(tmp_path):
     (tmp_path/'half').mkdir()
     (tmp_path/'half'/'config.json').write_text(json.dumps(dict(arch='vgg6', dataset='digits', labels=[0, 3],
                                                                d=4, seed=0, recipe='fast', epochs=0,
-                                                               layers=[])))
+                                                               layers=[], names=['0', '3'])))
     with pytest.raises(DlmechError, match='make one with papermill 03_filter.ipynb out.ipynb -p arch vgg6 '
                                           '-p labels 0,3 -p d 4$'):
         dlmech.explore(tmp_path/'half')

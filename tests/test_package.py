@@ -5,6 +5,7 @@ from configparser import ConfigParser
 import pytest
 
 import dlmech
+import dlmech.arch as arch
 from helpers import ENV, NBS, run, TOP
 from refresh import readme
 
@@ -64,7 +65,8 @@ def test_the_wheel_holds_modules_notebooks_and_networks(wheel):
     assert 'dlmech/py.typed' in names
     for p in NBS.glob('*.ipynb'): assert f'dlmech/notebooks/{p.name}' in names
     for folder in ('zoo', 'results'):
-        for p in (TOP/'dlmech'/folder).glob('*'): assert f'dlmech/{folder}/{p.name}' in names
+        for p in (TOP/'dlmech'/folder).glob('*.*'): assert f'dlmech/{folder}/{p.name}' in names
+    assert not [n for n in names if n.startswith('dlmech/zoo/large')]  # a checkout's own
     assert {n.split('/')[0].split('-')[0] for n in names} == {'dlmech'}  # neither tests nor experiments
     assert wheel.stat().st_size < 40e6
 
@@ -97,3 +99,15 @@ sys.exit(main(sys.argv[2:]))
     assert done.returncode == 0, done.stderr
     assert [p.name for p in (tmp_path/'runs').iterdir()] == ['vgg6-digits-d2-fast1-seed0']
     assert not (tmp_path/'nbs'/'runs').exists()
+
+
+def test_contributings_lines_run(tmp_path, monkeypatch):
+    "The architecture of CONTRIBUTING.md is one, and it is measured."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(arch.PLANS, 'vgg7', '')  # gone again at the end
+    text = (TOP/'CONTRIBUTING.md').read_text()
+    block = next(b for b in text.split('```python\n')[1:] if 'PLANS' in b).split('```')[0]
+    found = {}
+    block = block.replace('d=8', "d=2, labels='0,1'")  # a minute less
+    exec(block.replace('dlmech.measure_run(run)', 'm = dlmech.measure_run(run)'), found)
+    assert len(found['m'].layers) == 6

@@ -1,5 +1,5 @@
 "A run's folder is a contract; a run can be killed and goes on; two may ask for it at once."
-import ast, inspect, json, os, re, shutil, signal, subprocess, sys, time
+import ast, json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dlmech.filter import fields, label_means
 from dlmech.measurement import measure_run
 from dlmech.model import get_recipe, start, train, train_or_load
 from dlmech.probe import FACTS, PAPER, train_heads
-from dlmech.run import DlmechError, ParameterError, Parameters
+from dlmech.run import DlmechError, ParameterError, Parameters, parameters_table
 
 SMALL = dict(arch='vgg6', dataset='digits', layer='all', d=2, epochs=1)
 
@@ -47,7 +47,7 @@ def test_the_folder_is_as_the_house_has_it(run):
                                    'K')} == dict(arch='vgg6', dataset='digits', d=2, epochs=1, seed=0, K=10)
     umask = os.umask(0)
     os.umask(umask)
-    assert {p.stat().st_mode & 0o777 for p in run.path.iterdir()} == {0o666 & ~umask}
+    assert {p.stat().st_mode & 0o777 for p in run.path.rglob('*') if p.is_file()} == {0o666 & ~umask}
 
 
 def test_the_tables_have_the_columns_that_others_read(run):
@@ -172,13 +172,14 @@ def test_two_processes_may_ask_for_the_same_run(tmp_path):
     (dict(labels='x'), "labels: 'x' is not possible"),
     (dict(d=-1), 'd: -1 is not possible'), (dict(seed='a'), "seed: 'a' is not possible"),
     (dict(epochs=.5), 'epochs: 0.5 is not possible'),
-    (dict(threshold=0), 'threshold: it may be a number between 0 and 1'),
+    (dict(threshold=0), 'threshold: 0 is not possible; it may be a number between 0 and 1, as 0.3'),
     (dict(threshold=True), 'threshold:'),
     (dict(images='valid'), "images: there is no 'valid'"),
     (dict(recipe='slow'), "recipe: there is no 'slow'; it may be paper, fast"),
     (dict(recipe='ridge'), 'recipe: ridge is a kind of heads now; write heads=ridge'),
     (dict(heads='fast'), 'heads: fast ones hung on their start and are gone; write heads=exact'),
-    (dict(device='tpu'), "device: there is no 'tpu'"), (dict(runs=3), 'runs: 3 is not text'),
+    (dict(device='tpu'), "device: there is no 'tpu'"),
+    (dict(runs=3), 'runs: 3 is not possible; it may be a text'),
     (dict(lyer=1), "parameters: there is no 'lyer'"),
 ])
 def test_a_wrong_value_is_refused_before_anything_is_made(tmp_path, change, said):
@@ -246,9 +247,7 @@ def parameter_lines():
 
 
 def test_the_parameters_mean_the_same_everywhere():
-    source, meant = inspect.getsource(Parameters), {}
-    for above, name, beside in re.findall(r'(?:# ([^\n]+)\n    )?(\w+): [\w|]+ = .+?(?:# (.+))?\n', source):
-        meant[name] = beside or above
+    meant = parameters_table()['means'].to_dict()
     assert set(meant) == set(Parameters.__dataclass_fields__)
     lines, default = dict(parameter_lines()), vars(Parameters()) | dict(layer=None)
     for name in (*PHASES, '06_explore', '04_dilution'):  # others ask for less, and say what

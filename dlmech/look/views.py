@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Subset
 
 from ..batches import as_images, as_set, images_and_labels
 from ..causal import cluster_labels, read_falls
-from ..datasets import FileSet, ImageSet, read_image, to_float
-from ..figures import brief, CURVES, draw_curves, draw_filter, draw_legend, draw_ticks, KINDS
+from ..datasets import FileSet, FORMATS, ImageSet, read_image, to_float
+from ..figures import brief, CURVES, draw_curves, draw_filter, draw_legend, draw_ticks, KINDS, literal
 from ..filter import Clusters, find_clusters, normalised, snr
 from ..measurement import FiledLayer, Measurement, Pictures, RunSource
 from ..null import draw_permutations, filters_beside_null
@@ -294,7 +294,7 @@ def images_view(m: Measurement, n: int, f: int,
     _show_image(ax, torch.cat([picture_row(pictures), gap, picture_row(over)]).numpy())
     if not ax.texts:
         for i in range(8): ax.text((i+.46)/8, 1.02, '', fontsize=6, ha='center', transform=ax.transAxes)
-    for text, caption in zip(ax.texts, captions * with_maps + [''] * 8): text.set_text(caption)
+    for text, caption in zip(ax.texts, captions * with_maps + [''] * 8): text.set_text(literal(caption))
     return fig
 
 def _show_image(ax: Axes, picture: np.ndarray):
@@ -325,11 +325,11 @@ def image_view(m: Measurement, n: int, f: int,
     fig = fig or _new_image_figure(m.names)
     ax, plot = fig.axes
     _show_image(ax, picture.numpy())
-    ax.set_title('its own image' if own is None else f'label {m.names[own]}', fontsize=7)
+    ax.set_title('its own image' if own is None else literal(f'label {m.names[own]}'), fontsize=7)
     top = max(np.abs(here).max(), np.abs(mean).max()) or 1
     for line, y in zip(plot.lines, (here, mean)): line.set_ydata(y / top)
     draw_ticks(plot.yaxis, [f'−{top:.2g}', '0', f'{top:.2g}'])
-    plot.set_title(f'field of filter {f} and label {m.names[label]}', fontsize=7)
+    plot.set_title(literal(f'field of filter {f} and label {m.names[label]}'), fontsize=7)
     return fig
 
 # %% ../../nbs/06_views.ipynb #75e2d11d
@@ -342,7 +342,7 @@ def _new_image_figure(names: list[str]) -> LiveFigure:
         plot.plot(range(K), [0]*K, marker, ms=4 if K <= 20 else 1.5, color=colour,
                   mfc=colour if marker == 'o' else 'none')
     plot.axhline(0, color='grey', lw=.8)
-    if K <= 20: plot.set_xticks(range(K), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    if K <= 20: plot.set_xticks(range(K), map(literal, names), rotation=90 if max(map(len, names)) > 2 else 0)
     plot.set_xlabel('output unit   (● this image, □ mean over the images of the label)', fontsize=7)
     plot.tick_params(labelsize=6)
     plot.set_ylim(-1.1, 1.1)
@@ -368,7 +368,7 @@ def _pair_bars(ax: Axes, before, after, names: list[str]):
     at = np.arange(len(names))
     ax.bar(at-.2, before, .4, color=KINDS['cluster'], label='before')
     ax.bar(at+.2, after, .4, color=KINDS['internal noise'], label='after')
-    ax.set_xticks(at, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    ax.set_xticks(at, map(literal, names), rotation=90 if max(map(len, names)) > 3 else 0)
     ax.tick_params(labelsize=6)
     ax.axhline(0, color='grey', lw=.8)
 
@@ -377,8 +377,8 @@ def _draw_outputs(ax: Axes, t: pd.DataFrame): # of `silenced_table`
     largest = t[['output_before', 'output_after']].max(axis=1).nlargest(5).index
     first = t.loc[largest].sort_values('output_before', ascending=False)
     _pair_bars(ax, first.output_before, first.output_after, list(first.label))
-    ax.set_title(f'largest outputs for the image: {t.label[t.output_before.argmax()]} → '
-                 f'{t.label[t.output_after.argmax()]}', fontsize=7)
+    ax.set_title(literal(f'largest outputs for the image: {t.label[t.output_before.argmax()]} → '
+                       f'{t.label[t.output_after.argmax()]}'), fontsize=7)
 
 def _draw_success(ax: Axes, t: pd.DataFrame, images: str): # what they are called
     "The success rate of each label, or of the twenty most changed, before and after."
@@ -414,7 +414,7 @@ def filter_falls(m: Measurement, n: int, f: int) -> dict[str, np.ndarray]|None: 
 def _label_bars(ax: Axes, values: np.ndarray, held: np.ndarray, names: list[str], title: str):
     "A bar for each label, dark for those of clusters."
     ax.bar(range(len(names)), values, color=np.where(held, KINDS['cluster'], KINDS['external noise']))
-    ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    ax.set_xticks(range(len(names)), map(literal, names), rotation=90 if max(map(len, names)) > 2 else 0)
     ax.axhline(0, color='grey', lw=.8)
     ax.tick_params(labelsize=6)
     ax.set_title(title, fontsize=7)
@@ -491,6 +491,6 @@ def uploaded(m: Measurement,
     check_takes_pictures(data)
     size = Pictures(data)[0][0].shape[0]
     picture = read_image(io.BytesIO(content), size, name)
-    with Image.open(io.BytesIO(content)) as im: was, mode = im.size, im.mode
+    with Image.open(io.BytesIO(content), formats=FORMATS) as im: was, mode = im.size, im.mode
     changed = was != (size, size) or mode != 'RGB'
     return picture, f'{name}: {was[0]} x {was[1]} pixels, {mode}' + f'; made {size} x {size}, RGB' * changed

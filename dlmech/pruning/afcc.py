@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_measurement', 'labels_of', 'shared', 'rescue', 'widen', 'afcc_masks', 'holding', 'Diluted', 'masked', 'beside',
-           'only_training', 'retrain', 'training_batches', 'dilute', 'random_labels', 'random_afcc', 'from_scratch']
+           'only_training', 'retrain', 'training_batches', 'fit_for', 'dilute', 'random_labels', 'random_afcc',
+           'from_scratch']
 
 # %% ../../nbs/04_afcc.ipynb #f324e006
 import copy, warnings
@@ -20,7 +21,7 @@ from ..batches import Batches
 from ..layers import hooked
 from ..measurement import check_fields, Measurement, RunSource
 from ..model import answer_loss, get_recipe, new_model, train, train_epoch
-from .links import Link, link_between, links, modules_of
+from .links import Link, link_between, links, merged, modules_of
 from ..run import check_int, clusters_of, DlmechError, generator, one_of, ParameterError, progress, Run
 
 # %% ../../nbs/04_afcc.ipynb #8aba4603
@@ -79,10 +80,13 @@ def widen(mask: Tensor,   # (G, F) bool
 # %% ../../nbs/04_afcc.ipynb #55877e10
 def _chain(layers: list) -> list:
     "`layers` without 'output'. Raises a `ParameterError` if it is no chain of layers."
-    if len(layers) < 2 or 'output' in layers[:-1]:
+    is_output = lambda layer: isinstance(layer, str) and layer == 'output'
+    layers = list(layers) if isinstance(layers, (list, tuple)) else []
+    of = [layer for layer in layers if not is_output(layer)]
+    if len(layers) < 2 or any(map(is_output, layers[:-1])):
         raise ParameterError("layers: neighbours in order are needed, as in [4, 5], or with 'output' at the "
                              "end, as in [5, 'output']")
-    return [layer for layer in layers if layer != 'output']
+    return of
 
 # %% ../../nbs/04_afcc.ipynb #2dc6e526
 def _link_mask(net: nn.Module,
@@ -237,6 +241,19 @@ def training_batches(m: Measurement, train: Any, device: Any, batch: int = 100, 
     return Batches(data.train, batch, device, shuffle=True, shift=4, flip=data.flip, seed=seed)
 
 # %% ../../nbs/04_afcc.ipynb #d1f9f82f
+def fit_for(model: nn.Module, m: Measurement, layers: list) -> nn.Module:
+    """The network whose weights lie between these layers: itself, or, where FC layers without activation lie
+    between the last of them and the outputs, a copy with these merged into one (P2's rule is of one)."""
+    if not isinstance(layers, (list, tuple)) or len(layers) < 2 or layers[-1] != 'output': return model
+    try: link_between(model, m[layers[-2]].path, 'output')
+    except DlmechError:
+        one = merged(model, least=False)
+        try: link_between(one, m[layers[-2]].path, 'output')
+        except DlmechError: return model
+        return one
+    return model
+
+# %% ../../nbs/04_afcc.ipynb #050eced6
 def dilute(model: nn.Module,             # a trained network; stays as it is
            m: Measurement,               # what was measured of it, over training images
            layers: list,                 # neighbours, in order: numbers or module paths, and 'output'
@@ -254,6 +271,7 @@ def dilute(model: nn.Module,             # a trained network; stays as it is
 
         d = dlmech.dilute(net, m, ['layers.4', 'layers.5', 'output'], train=data.train)"""
     check_measurement(m, train, score_on)
+    model = fit_for(model, m, layers)
     d = masked(model, *afcc_masks(model, m, layers, labels))
     for _, row in d.table[d.table.rescued != ''].iterrows():
         warnings.warn(f'{row.source} to {row.target}: no filter has label {row.rescued}; it would be cut '

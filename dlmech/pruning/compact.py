@@ -18,7 +18,7 @@ from torch import nn, Tensor
 
 from ..layers import CONVS, evaluating, hooked
 from .afcc import Diluted
-from .links import by_filter, cuttable, Link, links, modules_of, NORMS, WEIGHTED
+from .links import by_filter, cuttable, is_depthwise, Link, links, modules_of, NORMS, WEIGHTED
 from ..run import DlmechError, one_of, read_tensors, write_tensors
 
 # %% ../../nbs/04_compact.ipynb #8ab74495
@@ -93,7 +93,11 @@ def _with_weights(m: Any, weight: Tensor, bias: Tensor|None) -> nn.Module:
 
 # %% ../../nbs/04_compact.ipynb #0e3c4a79
 def _norm_with(m: Any, index: Tensor) -> nn.Module:
-    "BatchNorm or PReLU with these filters; any other module as it is."
+    "BatchNorm, PReLU or a depthwise convolution with these filters; any other module as it is."
+    if is_depthwise(m):
+        like = copy.copy(m)
+        like.groups = len(index)
+        return _with_weights(like, m.weight[index], None if m.bias is None else m.bias[index])
     if isinstance(m, nn.PReLU) and m.weight.numel() > 1: new = nn.PReLU(len(index))
     elif isinstance(m, NORMS): new = type(m)(len(index), m.eps, m.momentum, m.affine, m.track_running_stats)
     else: return m

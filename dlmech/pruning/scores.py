@@ -6,14 +6,15 @@
 __all__ = ['SAMPLE', 'Score', 'PHASE3', 'BASELINES', 'SCORES', 'KERNELS', 'UnitStats', 'patches', 'Stream', 'streams',
            'unit_stats', 'noise', 'filter_snr', 'largest_field', 'contrast', 'label_contrast', 'normalised_contrast',
            'coverage', 'label_signal', 'carried_signal', 'carried_field', 'pair_products', 'pair_fields',
-           'removal_order', 'joint_field', 'weight_norm', 'bn_scale', 'taylor', 'thinet', 'chance', 'wanda', 'keep_top',
-           'keep_top_filters', 'mean_given', 'remove', 'split', 'kept_maps', 'kernel_signal', 'kernel_field',
-           'kernel_norm', 'kernel_wanda', 'kernel_chance', 'keep_top_n', 'magnitude_masks', 'head_factor',
-           'head_trials']
+           'removal_order', 'joint_field', 'weight_norm', 'bn_scale', 'taylor', 'thinet', 'chance', 'wanda',
+           'given_products', 'removal_path', 'greedy_obs', 'keep_top', 'keep_top_filters', 'mean_given', 'remove',
+           'split', 'kept_maps', 'kernel_signal', 'kernel_field', 'kernel_norm', 'kernel_wanda', 'kernel_chance',
+           'keep_top_n', 'magnitude_masks', 'head_factor', 'head_trials']
 
 # %% ../../nbs/04_scores.ipynb #7909f71c
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import pandas as pd, torch, torch.nn.functional as F
@@ -24,7 +25,7 @@ from ..layers import evaluating, hooked
 from ..measurement import Measurement
 from .afcc import check_measurement, Diluted, masked
 from .links import by_filter, graph_of, Link, links, modules_of, NORMS, reader_of
-from ..run import DlmechError, generator, one_of, ParameterError, progress
+from ..run import DlmechError, generator, one_of, ParameterError, progress, shown
 
 # %% ../../nbs/04_scores.ipynb #d1fcf5c8
 @dataclass
@@ -99,10 +100,11 @@ def _norm_among(net: nn.Module, paths: list[str]) -> Any:
 
 def _gain_of(net: nn.Module, path: str) -> Tensor: # (G,)
     "What the BatchNorm after the layer at `path` multiplies by; 1 if there is none."
-    n = len(modules_of(net)[path].weight)
+    weight = modules_of(net)[path].weight.detach()
     after = [link for link in links(net).values() if isinstance(link, Link) and link.source == path]
     bn = _norm_among(net, after[0].between) if after else None
-    return torch.ones(n) if bn is None else (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().abs()
+    if bn is None: return weight.new_ones(len(weight))
+    return (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().abs()
 
 # %% ../../nbs/04_scores.ipynb #955cf52b
 def _stats_of(net: nn.Module, link: Link, fields: Tensor, threshold: float, seen: Stream) -> UnitStats:
@@ -110,7 +112,7 @@ def _stats_of(net: nn.Module, link: Link, fields: Tensor, threshold: float, seen
     modules, bn, n = modules_of(net), _norm_among(net, link.between), seen.n
     weight = modules[link.source].weight.detach().flatten(1)
     return UnitStats(link, fields, find_clusters(normalised(fields), threshold), weight,
-                     torch.ones(len(weight)) if bn is None else bn.weight.detach(),
+                     weight.new_ones(len(weight)) if bn is None else bn.weight.detach(),
                      modules[link.target], _gain_of(net, link.target), seen.sums.means(), seen.square / n,
                      seen.taylor / n, torch.cat(seen.sample))
 
@@ -280,13 +282,50 @@ def wanda(stats: UnitStats) -> Tensor: # (C,)
     filter: ours)."""
     return _weight_times_activation(stats).sum((0, 2)).double()
 
+# %% ../../nbs/04_scores.ipynb #9586a92a
+def given_products(stats: UnitStats) -> tuple[Tensor, Tensor]: # (C, C) each, float64
+    "Of filters: the products of what the reader is given of them, over the sample; and those of its weights."
+    rows = stats.sample.transpose(1, 2).reshape(-1, len(stats)).double()
+    W = (by_filter(stats.reader, stats.link) * stats.reader_gain[:, None, None].float()).double()
+    W = W.transpose(0, 1).flatten(1)                                                # (C, G r)
+    return rows.T @ rows, W @ W.T
+
+def removal_path(gram: Tensor, weights: Tensor,  # of `given_products`
+                 order: Tensor|None = None,      # (C,) in which filters go; None: the cheapest first
+                 penalty: float = 1e-3           # of the repair, times the mean square of what is given
+                ) -> tuple[Tensor, Tensor]:      # (C,) the order, (C,) the squares lost so far
+    """Filters that go one by one, the rest repaired each time: `V_f' V_f / H_ff` is lost with filter f, H the
+    inverse of the Gram matrix of those left, V their repaired weights (Hassibi and Stork 1993)."""
+    C, there = len(gram), torch.ones(len(gram), dtype=torch.bool)
+    H = torch.linalg.inv(gram + penalty * gram.diagonal().mean().clamp(min=1e-9) * torch.eye(C).to(gram))
+    V, path, lost = weights.clone(), [], []
+    for i in range(C):
+        each = (V.diagonal() / H.diagonal()).where(there.to(V.device), torch.inf)
+        f = int(each.argmin()) if order is None else int(order[i])
+        path.append(f)
+        lost.append(max(0., float(each[f])))
+        u, v, vf = H[:, f] / H[f, f], V[:, f].clone(), V[f, f].clone()
+        V = V - u[:, None] * v[None] - v[:, None] * u[None] + vf * u[:, None] * u[None]
+        H, there[f] = H - u[:, None] * H[f][None], False
+        H[f, f] = V[f, f] = 1.  # gone; its row and column are 0 else
+    return torch.tensor(path), torch.tensor(lost, dtype=torch.float64).cumsum(0)
+
+# %% ../../nbs/04_scores.ipynb #62756b3a
+def greedy_obs(stats: UnitStats) -> Tensor: # (C,)
+    """The turn at which a filter goes, each time the one with the least `Σ_gr (gain_g V[g,f,r])² / H[f,f]`:
+    the squares that a repair of all that are left cannot make up, V their repaired weights, H the inverse
+    of their Gram matrix (Hassibi and Stork 1993; for filters after OSSCAR, arXiv 2403.12983)."""
+    order, _ = removal_path(*given_products(stats))
+    return order.argsort().double()
+
 # %% ../../nbs/04_scores.ipynb #47a0c0cf
 Score = Callable[..., Tensor]  # UnitStats -> (C,)
 PHASE3: dict[str, Score] = {'noise': noise, 'filter SNR': filter_snr, 'largest field': largest_field,
     'label contrast': label_contrast, 'normalised contrast': normalised_contrast, 'coverage': coverage,
     'carried signal': carried_signal, 'carried field': carried_field, 'joint field': joint_field}
 BASELINES: dict[str, Score] = {'weight norm': weight_norm, 'BatchNorm scale': bn_scale, 'Wanda': wanda,
-                               'Taylor': taylor, 'ThiNet': thinet, 'random': chance}
+                               'Taylor': taylor, 'ThiNet': thinet, 'greedy OBS': greedy_obs,
+                               'random': chance}
 SCORES = PHASE3 | BASELINES
 
 # %% ../../nbs/04_scores.ipynb #d2bd338a
@@ -294,28 +333,30 @@ def keep_top(score: Tensor, fraction: float) -> Tensor: # (C,) -> (C,) bool
     """Which filters stay when the share `fraction` with the lowest score goes; at least one does.
 
     Raises a `ParameterError` for a fraction that is not from 0 to below 1."""
-    if not 0 <= fraction < 1:
-        raise ParameterError(f'fraction: {fraction} is not possible; it may be from 0 to below 1')
+    if not (isinstance(fraction, Real) and 0 <= float(fraction) < 1):
+        raise ParameterError(f'fraction: {shown(fraction)} is not possible; it may be from 0 to below 1')
     keep = torch.ones(len(score), dtype=torch.bool)
-    keep[score.argsort(stable=True)[:min(round(fraction * len(score)), len(score) - 1)]] = False
+    keep[score.cpu().argsort(stable=True)[:min(round(fraction * len(score)), len(score) - 1)]] = False
     return keep
 
-def keep_top_filters(stats_of: dict[str, UnitStats], score: Score, fraction: float
+def keep_top_filters(stats_of: dict[str, UnitStats], score: Score,
+                     fraction: float|dict[str, float] # that goes, of each layer or by its path
                     ) -> dict[str, Tensor]: # {module path of a layer: (C,) bool}
     """Which filters of each layer stay; from the last layer to the first, since what is given to a filter
     that is gone counts for nothing."""
     keep = {}
     for path, stats in reversed(stats_of.items()):
         reads = [keep[p] for p in keep if stats_of[p].link.source == stats.link.target]
-        if reads: stats = replace(stats, reader_gain=stats.reader_gain * reads[0])
-        keep[path] = keep_top(score(stats), fraction)
+        gain, share = stats.reader_gain, fraction[path] if isinstance(fraction, dict) else fraction
+        if reads: stats = replace(stats, reader_gain=gain * reads[0].to(gain.device))
+        keep[path] = keep_top(score(stats), share)
     return {path: keep[path] for path in stats_of}
 
 # %% ../../nbs/04_scores.ipynb #4f89d827
 def mean_given(stats: UnitStats, keep: Tensor) -> Tensor: # (G,)
     "What the filters that go give to the reader's outputs on average over images and positions."
     mean, m = stats.label_means.mean(0).float(), stats.reader                       # (C spread, h, w)
-    mean = mean.reshape(len(keep), -1) * ~keep[:, None]
+    mean = mean.reshape(len(keep), -1) * ~keep[:, None].to(mean.device)
     if isinstance(m, nn.Linear): return m.weight.detach() @ mean.flatten()
     return F.conv2d(mean.reshape(1, *stats.label_means.shape[1:]), m.weight.detach(), None, m.stride,
                     m.padding, m.dilation).mean((0, 2, 3))
@@ -339,7 +380,7 @@ def remove(net: nn.Module, stats_of: dict[str, UnitStats],
     for path, kept in keep.items():
         m: Any = d.net.get_submodule(stats_of[path].link.target)
         add = mean_given(stats_of[path], kept)
-        if m.bias is None: m.bias = nn.Parameter(torch.zeros(len(add)))
+        if m.bias is None: m.bias = nn.Parameter(torch.zeros_like(add))
         m.bias += add
     return d
 

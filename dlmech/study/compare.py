@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['DENSE', 'LIBRARY', 'AFCC', 'DEALT', 'GLOBAL', 'RULES', 'FIVE', 'AS_MANY', 'SCRATCH', 'Method', 'METHODS', 'SIZES',
-           'TABLES', 'PANELS', 'COLOURS', 'MARKS', 'Chain', 'Subject', 'MapBatches', 'retrain_and_score',
-           'retrain_whole_and_score', 'prune_by_library', 'spread_by_library', 'mask_filters', 'cut_filters',
-           'removal_study', 'labels_at', 'dealt_anew', 'rule_masks', 'mask_kernels', 'dilution_study', 'scratch_labels',
-           'train_from_scratch', 'scratch_study', 'Dense', 'FiltersBy', 'KernelsBy', 'method_of', 'end_study',
-           'measure_latency', 'latency_study', 'try_head', 'head_study', 'by_run', 'paired_difference', 'settings',
-           'best_against_best', 'one_against_each', 'count_verdicts', 'most_within', 'gather', 'results', 'by_panel',
+           'REPAIR_WAYS', 'SELECTIONS', 'MIXTURE', 'KERNEL_RULES', 'Side', 'TABLES', 'PANELS', 'COLOURS', 'MARKS',
+           'Chain', 'Subject', 'MapBatches', 'retrain_and_score', 'retrain_whole_and_score', 'prune_by_library',
+           'spread_by_library', 'mask_filters', 'cut_filters', 'removal_study', 'labels_at', 'dealt_anew', 'rule_masks',
+           'mask_kernels', 'dilution_study', 'scratch_labels', 'train_from_scratch', 'scratch_study', 'Dense',
+           'FiltersBy', 'KernelsBy', 'method_of', 'end_study', 'measure_latency', 'latency_study', 'try_head',
+           'head_study', 'by_run', 'paired_difference', 'settings', 'best_against_best', 'one_against_each',
+           'count_verdicts', 'most_within', 'Calibrated', 'select_and_repair', 'repair_study', 'kernels_and_repair',
+           'kernel_study', 'chosen_on_validation', 'contrast_sides', 'repair_results', 'gather', 'results', 'by_panel',
            'removal_figure', 'dilution_figure', 'latency_figure']
 
 # %% ../../nbs/05_compare.ipynb #07b93d4e
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn, Tensor
 
+# %% ../../nbs/05_compare.ipynb #718c2497
 from ..batches import Batches
 from ..filter import find_clusters, normalised
-from ..measurement import measure_run
+from ..measurement import measure, measure_run
 from ..model import get_recipe, success_rate, train_or_load
 from ..probe import heads_for, merge_rows
-from ..pruning.afcc import afcc_masks, Diluted, from_scratch, masked, random_labels, retrain, widen
-from ..pruning.compact import compact, compare_networks, cut_out, macs
+from ..pruning.afcc import (afcc_masks, Diluted, from_scratch, masked, random_labels, retrain, shared,
+                                 widen)
+from ..pruning.compact import compact, compare_networks, cut_out, macs, macs_by_layer
 from ..pruning.links import link_between, weights_of
+from ..pruning.prune import macs_left, remove_and_repair
+from ..pruning.repair import draw_images, repair_on
 from ..pruning.scores import (head_trials, keep_top_filters, keep_top_n, kept_maps, KERNELS,
-                                   magnitude_masks, PHASE3, remove, SCORES, split, unit_stats)
+                                   magnitude_masks, PHASE3, remove, SCORES, split, unit_stats, UnitStats)
 from ..run import DlmechError, generator, one_of, ParameterError, read_csv, RESULTS, Run
 from ..stats import comparison_verdict, interval
 from .study import Study
@@ -457,6 +463,133 @@ def most_within(table: pd.DataFrame, # with the rows of the dense network, calle
     rest = rest.assign(loss=rest.run.map(dense) - rest.test_success_rate)
     means: Any = rest.groupby([by, step])[['loss', x]].mean()
     return means[x].where(means.loss <= margin, 0.).groupby(by).max()
+
+# %% ../../nbs/05_compare.ipynb #98e4d6fd
+class Calibrated:
+    "A network with what some training images, drawn by a seed, say of some layers' filters."
+    def __init__(self, net: nn.Module, data: Any, layers: list[str], # module paths, in order
+                 seed: int, images: int = 2_000, scored: int = 5_000, heads: str = 'ridge'):
+        drawn, device = draw_images(data.train, images, seed), next(net.parameters()).device
+        self.seed, x = seed, next(iter(Batches(drawn, 2, device)))[0]
+        self.measurement = measure(net, drawn, fields_on=drawn, layers=layers, heads=heads, seed=seed)
+        self.stats_of = unit_stats(net, self.measurement, layers, Batches(drawn, 250, device), data.test)
+        self.macs, self.net, front = macs_by_layer(net, x), net, nn.Identity()
+        first = next(iter(self.stats_of.values())).link.target
+        try: front, self.net = split(net, first)
+        except DlmechError: pass  # a shortcut goes around it: whole images then
+        parts = drawn, draw_images(data.valid, scored, 0), draw_images(data.test, scored, 0)
+        kept = [kept_maps(front, Batches(part, 200, device, shuffle=True)) for part in parts]
+        self.valid, self.test = kept[1:]
+        n = max(1, len(kept[0]) // 5)
+        self.sets = kept[0][n:], kept[0][:n]  # to solve on, and to choose the penalty on
+
+    def rates(self, net: nn.Module) -> dict[str, float]:
+        "Success rates of a pruned network on validation and test images."
+        return dict(valid_success_rate=success_rate(net, self.valid),
+                    test_success_rate=success_rate(net, self.test))
+
+# %% ../../nbs/05_compare.ipynb #f8759004
+REPAIR_WAYS: dict[str, dict[str, Any]] = {  # of `remove_and_repair`
+    'none': dict(method='none'), 'zero': dict(method='zero'),  # a removed filter leaves its mean, or nothing
+    'label means': dict(method='label means'),
+    # its published form, as we read it
+    'after GRAIL': dict(method='ridge', whole=False, bias=False, penalty=1e-3),
+    'ridge': dict(method='ridge')}
+SELECTIONS = ['random', 'weight norm', 'BatchNorm scale', 'Wanda', 'Taylor', 'ThiNet', 'greedy OBS',
+              'joint field', 'noise', 'coverage']
+
+def select_and_repair(c: Calibrated, selection: str, removed: float, way: str) -> dict:
+    "What is left of a network without this share of each layer's filters, its readers repaired."
+    rank = SCORES[one_of('selection', selection, [*SCORES, DENSE])] if selection != DENSE else None
+    if selection == 'random': rank = lambda stats: SCORES['random'](stats, seed=c.seed)
+    if rank is None: return dict(macs=sum(c.macs.values())) | c.rates(c.net)
+    keep = keep_top_filters(c.stats_of, rank, removed)
+    given = REPAIR_WAYS[one_of('repair', way, REPAIR_WAYS)]
+    d = remove_and_repair(c.net, c.stats_of, keep, sets=c.sets, **given)
+    small, kept = cut_out(d, c.test[0][0][:8])[0], {p: int(k.sum()) for p, k in keep.items()}
+    return dict(macs=round(macs_left(c.macs, c.stats_of, kept))) | c.rates(small)
+
+def repair_study(path: Path, network: str, make: Callable[[int], Calibrated], # by the seed of the images
+                 selections: Sequence[str] = tuple(SELECTIONS), ways: Sequence[str] = tuple(REPAIR_WAYS),
+                 removed: Sequence[float] = (.5, .75), seeds: Sequence[int] = (0, 1, 2)) -> Study:
+    "Test SR by selection, share removed, repair, and the seed of the calibration images (ours)."
+    made = lru_cache(1)(make)
+    row = lambda s, r, way, seed: dict(network=network, selection=s, removed=r, repair=way, seed=seed)
+    rows = [row(s, r, way, seed) for seed in seeds
+            for s, r, way in [(DENSE, 0., 'none'), *product(selections, removed, ways)]]
+    trial = lambda r: select_and_repair(made(r['seed']), r['selection'], r['removed'], r['repair'])
+    return Study(path, rows, trial)
+
+# %% ../../nbs/05_compare.ipynb #f9a28a2e
+MIXTURE = 'Wanda x (shared labels + 0.1)'
+KERNEL_RULES = [AFCC, DEALT, 'random', 'kernel norm', 'Wanda', MIXTURE]
+
+def _kernel_scores(c: Calibrated, stats: UnitStats, rule: str, together: Tensor) -> Tensor: # (G, F)
+    "What a rule says of each kernel; `together`: which filters share a label."
+    if rule == 'random': return KERNELS[rule](stats, seed=c.seed)
+    if rule != MIXTURE: return KERNELS[one_of('rule', rule, KERNELS)](stats)
+    return KERNELS['Wanda'](stats) * (together + .1)
+
+def kernels_and_repair(c: Calibrated, rule: str, kept: float, # share of the kernels; 0: as many as AFCC
+                       way: str) -> dict:                     # none or ridge
+    "What is left under a mask of kernels between the first two layers; repaired channel by channel."
+    (a, of_a), (b, _) = list(c.stats_of.items())[:2]
+    has = {p: of.clusters.cluster >= 0 for p, of in c.stats_of.items()}
+    if rule == DEALT: has = dealt_anew(has, c.seed)
+    together = shared(has[b], has[a])
+    n = int(shared(*(of.clusters.cluster >= 0 for of in (c.stats_of[b], of_a))).sum())
+    if kept: n = round(kept * together.numel())
+    mask = together if rule in (AFCC, DEALT) else keep_top_n(_kernel_scores(c, of_a, rule, together), n)
+    weight = of_a.reader.weight
+    d = masked(c.net, {of_a.link.target: widen(mask, weight)})
+    if way == 'ridge': d = repair_on(c.net, d, *c.sets, whole=False)
+    return dict(kept_share=float(mask.float().mean())) | c.rates(d.net)
+
+# %% ../../nbs/05_compare.ipynb #fd69161e
+def kernel_study(path: Path, network: str, make: Callable[[int], Calibrated], shares=(0., .1, .05),
+                 rules: Sequence[str] = tuple(KERNEL_RULES), seeds: Sequence[int] = (0, 1, 2)) -> Study:
+    "Test SR by rule, share of kernels kept, masked and repaired (ours)."
+    made = lru_cache(1)(make)
+    rows = [dict(network=network, rule=rule, kept=share, repair=way, seed=seed) for seed in seeds
+            for share, rule, way in product(shares, rules, ('none', 'ridge'))
+            if not (share and rule in (AFCC, DEALT))]
+    trial = lambda r: kernels_and_repair(made(r['seed']), r['rule'], r['kept'], r['repair'])
+    return Study(path, rows, trial)
+
+# %% ../../nbs/05_compare.ipynb #0b5e4d7e
+Side = tuple[Sequence[str], Sequence[str]]  # selections or rules, and repairs
+
+def chosen_on_validation(table: pd.DataFrame, side: Side, by: str = 'selection' # or rule
+                        ) -> tuple[str, pd.Series]:
+    "Of a side's pairs the one with the highest mean SR on validation images, and its test SR by seed."
+    rows = table[table[by].isin(side[0]) & table.repair.isin(side[1])]
+    best: Any = rows.groupby([by, 'repair']).valid_success_rate.mean().idxmax()
+    own: Any = rows[(rows[by] == best[0]) & (rows.repair == best[1])]
+    return f'{best[0]}, {best[1]}', own.set_index('seed').test_success_rate
+
+def contrast_sides(table: pd.DataFrame, sides: dict[str, tuple[Side, Side]],
+                   each: list[str], # as in `settings`
+                   by: str = 'selection') -> pd.DataFrame:
+    """Each pair of sides in each setting: what the validation images choose of either, the mean difference of
+    their test SR over seeds, and its interval, corrected for all that is compared here (Bonferroni)."""
+    found = [(setting, t, what, pair) for setting, t in settings(table, each) for what, pair in sides.items()]
+    rows = []
+    for setting, t, what, pair in found:
+        (ours, a), (theirs, b) = (chosen_on_validation(t, side, by) for side in pair)
+        difference = (a - b).dropna()
+        mean, half = interval(difference, 1 - .05 / len(found))
+        rows.append(setting | dict(what=what, ours=ours, SR=a.mean(), theirs=theirs, their_SR=b.mean(),
+                                   difference=mean, half=half, seeds=len(difference),
+                                   verdict=comparison_verdict(mean, half, len(difference))))
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/05_compare.ipynb #308ad10c
+def repair_results(name: str) -> pd.DataFrame: # filters, kernels or aims
+    """A table of the project's own results of repairs, as it ships with the package. Raises a
+    `ParameterError` for a name that is no table's, and a `DlmechError` for a table that does not ship."""
+    path = RESULTS/f"repair-{one_of('table', name, ('filters', 'kernels', 'aims'))}.csv"
+    if path.is_file(): return read_csv(path)
+    raise DlmechError(f'there are no results of repaired {name} in the package yet')
 
 # %% ../../nbs/05_compare.ipynb #64a035aa
 TABLES = 'removal', 'dilution', 'scratch', 'end', 'latency', 'head'

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MEMORISED', 'SHOWN', 'MEMORISE', 'NETWORKS', 'STABLE', 'THRESHOLDS', 'LAYER_TRENDS', 'LOOKS', 'shuffled', 'shown_of',
            'memorise', 'warm_up', 'start_control', 'learned_by', 'at_threshold', 'grouped', 'group_count',
-           'group_means', 'resampled', 'came_back', 'return_rates', 'draw_groups', 'stability', 'stable_rows',
-           'layer_rows', 'measure_control', 'reproduction_files', 'reproduce', 'rows_of', 'controls_in', 'trends',
-           'trend_against', 'winner_shares', 'stable_shares', 'null_off', 'layer_claims', 'learned_of',
+           'group_means', 'resampled', 'fields_of_groups', 'came_back', 'return_rates', 'draw_groups', 'stability',
+           'stable_rows', 'layer_rows', 'measure_control', 'reproduction_files', 'reproduce', 'rows_of', 'controls_in',
+           'trends', 'trend_against', 'winner_shares', 'stable_shares', 'null_off', 'layer_claims', 'learned_of',
            'compare_figure']
 
 # %% ../../nbs/05_controls.ipynb #1f6f99e9
@@ -24,8 +24,8 @@ from ..datasets import Data, FileSet, ImageSet
 from ..figures import KINDS
 from ..filter import chunks, Clusters, fields, find_clusters, normalised, observe
 from ..measurement import LayerMeasurement, measure_run
-from ..model import (answer_loss, load_checkpoint, lr_factor, new_model, Recipe, resolve,
-                          save_checkpoint, sgd, start, success_rate, train_epoch)
+from ..model import (answer_loss, load_checkpoint, lr_factor, new_model, optimizer_of, Recipe, resolve,
+                          save_checkpoint, start, success_rate, train_epoch)
 from ..null import measure_fields
 from ..probe import heads_for
 from ..run import (base, check_int, check_parameters, generator, locked, one_of, ParameterError,
@@ -54,7 +54,7 @@ def shown_of(s: ImageSet|FileSet, most: int, seed: int) -> ImageSet|FileSet:
 def memorise(net: nn.Module, images: ImageSet|FileSet, device: torch.device, seed: int, folder: Path,
              r: Recipe = MEMORISE) -> float:
     "Trains `net`, in place, until it has the images by heart or epochs are over; its success rate [ours]."
-    batches, log, opt = Batches(images, r.batch, device, shuffle=True, seed=seed), [], sgd(net, r)
+    batches, log, opt = Batches(images, r.batch, device, shuffle=True, seed=seed), [], optimizer_of(net, r)
     if (kept := folder/'checkpoint.safetensors').exists(): log = load_checkpoint(kept, net, opt)
     with progress(desc='by heart', initial=len(log), total=r.epochs, unit='epoch') as epochs:
         while len(log) < r.epochs and not (log and log[-1]['by_heart'] >= MEMORISED):
@@ -160,6 +160,15 @@ def resampled(of_groups: Tensor, # (C, K, G, K) mean fields of each group
     "The fields averaged over the groups with these weights."
     return torch.einsum('cigj,ig->cij', of_groups, (weight / weight.sum(1, keepdim=True)).to(of_groups))
 
+# %% ../../nbs/05_controls.ipynb #26cfa634
+def fields_of_groups(means: Tensor,  # (K G, C, h, w) label means of the groups
+                 weight: Tensor, # (K, C, h, w) head
+                 G: int          # groups of each label
+                ) -> Tensor:     # (C, K, G, K)
+    "The fields of every filter, group by group (ours)."
+    parts = means.unflatten(0, (len(weight), G)).unbind(1)
+    return torch.stack([fields(part, weight) for part in parts], 2)
+
 # %% ../../nbs/05_controls.ipynb #ffa86d05
 def came_back(cluster: Tensor, # (C, K) each label's cluster, -1: none
               other: Tensor    # (C, K) those of a resample
@@ -205,7 +214,7 @@ def stability(run: Run, layers: list[int], # numbers
     drawn, counts = draw_groups(K, G, B, run.params.seed).to(run.device), counts.to(run.device)
     for n, p in zip(layers, heads.paths):
         for c in progress(chunks(means[p].shape[1], K*G*K), f'bootstrap, layer {n}'):
-            of_groups = fields(means[p][:, c], heads.weight(p)[:, c]).unflatten(1, (K, G))
+            of_groups = fields_of_groups(means[p][:, c], heads.weight(p)[:, c], G)
             rows.append(return_rates(of_groups, counts, drawn, run.params.threshold, c.start).assign(layer=n))
     return pd.concat(rows, ignore_index=True).reindex(columns=['layer', 'filter', 'cluster', 'size', 'back'])
 

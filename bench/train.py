@@ -1,0 +1,50 @@
+"""How fast this machine trains: images a second by memory format, number type, threads, batch and
+torch.compile, and the share of what a large matrix product reaches.
+
+    python bench/train.py [--nets vgg6:64 vgg16:32 vgg16:64] [--batches 128 256] [--compile] [--out TABLE]
+
+All ways of a network take turns in one process, so the ratios hold where the seconds do not.
+"""
+import argparse
+from pathlib import Path
+
+import pandas as pd, torch
+
+from dlmech.arch import get_model
+from dlmech.pace import matrix_rate, measure_paces, Pace, PACES, training_flops
+from dlmech.run import write_csv
+
+
+def rows(net: str, batch: int, rates: dict[str, float], paces: list, repeats: int) -> pd.DataFrame:
+    "A network's paces for batches of that size."
+    arch, d = net.split(':')
+    model, device = get_model(arch, 10, int(d)), torch.device('cpu')
+    t = measure_paces(model, batch, 32, 10, device, paces, repeats)
+    flops = training_flops(model, 32, 10)
+    t['share_of_matrix_rate'] = flops * t.images_per_second / t.number.map(rates)
+    first = t.images_per_second.iloc[0]
+    about = dict(network=f'{arch} d={d}', batch=batch, mflop=flops / 1e6)
+    return t.assign(**about, ratio=t.images_per_second / first)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--nets', nargs='+', default=['vgg6:64', 'vgg16:32', 'vgg16:64'], metavar='ARCH:D')
+    p.add_argument('--batches', type=int, nargs='+', default=[128, 256])
+    p.add_argument('--repeats', type=int, default=2)
+    p.add_argument('--compile', action='store_true', help='compiled networks too, which takes minutes')
+    p.add_argument('--out', type=Path)
+    args = p.parse_args()
+    graphs = [Pace(p.channels_last, p.number, True) for p in PACES if args.compile and not p.threads]
+    rates = {number: matrix_rate(number, torch.device('cpu')) for number in ('float32', 'bfloat16')}
+    told = ', '.join(f'{k}: {v/1e9:,.0f} GFLOP/s' for k, v in rates.items())
+    print(f'{told} ({torch.get_num_threads()} threads)')
+    paces = PACES + graphs
+    tables = [rows(net, batch, rates, paces, args.repeats) for net in args.nets for batch in args.batches]
+    columns = ['network', 'batch', 'mflop', 'pace', 'images_per_second', 'ratio', 'share_of_matrix_rate']
+    table = pd.concat(tables, ignore_index=True)[columns]
+    print(table.round(3).to_string(index=False))
+    if args.out: write_csv(args.out, table)
+
+
+if __name__ == '__main__': main()
