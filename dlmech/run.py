@@ -323,6 +323,7 @@ def _state(path: Path) -> list[tuple]:
     def of(p): return (s := p.stat()).st_ino, s.st_mtime_ns, s.st_size
     return [of(p) if p.exists() else () for p in (path, manifest_of(path))]
 
+# %% ../nbs/00_run.ipynb #c6fbeb88
 @contextmanager
 def checked(path: str|Path,
             spans: Callable[[memoryview], Iterable[slice]]|None = None # what is to be read; None: all
@@ -814,6 +815,7 @@ def _hold(lock: Any, folder: Path) -> Any:
         lock.acquire(timeout=-1)
     return lock
 
+# %% ../nbs/00_run.ipynb #b214bb54
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Only one process, or thread, at a time is inside, for the same `folder`; what killed writers left there

@@ -498,6 +498,7 @@ REPAIR_WAYS: dict[str, dict[str, Any]] = {  # of `remove_and_repair`
 SELECTIONS = ['random', 'weight norm', 'BatchNorm scale', 'Wanda', 'Taylor', 'ThiNet', 'greedy OBS',
               'joint field', 'noise', 'coverage']
 
+# %% ../../nbs/05_compare.ipynb #764a5caf
 def select_and_repair(c: Calibrated, selection: str, removed: float, way: str) -> dict:
     "What is left of a network without this share of each layer's filters, its readers repaired."
     rank = SCORES[one_of('selection', selection, [*SCORES, DENSE])] if selection != DENSE else None
