@@ -23,12 +23,13 @@ setup(
     project_urls=dict(line.split(' = ') for line in lines('project_urls')), classifiers=lines('classifiers'),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'onnx', 'prune', 'hf')},
+    extras_require={key.removesuffix('_requirements'): cfg[key].split() for key in cfg
+                    if key.endswith('_requirements')},
     # the notebooks travel in the wheel as dlmech/notebooks, the trained networks as dlmech/zoo, tables of
-    # finished studies as dlmech/results
+    # finished studies as dlmech/results, the report's pages as dlmech/look/templates
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],
     package_dir={'dlmech.notebooks': cfg['nbs_path']},
-    package_data={'dlmech': ['py.typed', 'zoo/*', 'results/*', 'imagenet.txt'],
+    package_data={'dlmech': ['py.typed', 'zoo/*', 'results/*', 'imagenet.txt', 'look/templates/*'],
                   'dlmech.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['dlmech=dlmech._modidx:d']},
     zip_safe=False,

@@ -3,12 +3,13 @@ ready), and opening a finished run (controls, matrix and curves; the views with 
 are read).
 
     OMP_NUM_THREADS=1 python bench/explore.py
+    OMP_NUM_THREADS=1 python bench/explore.py RUN    the first cells of 06_explore in a new Python, on a run
 
 A run of K = 10 labels and 256 filters, and one of K = 1000 labels and 1,280 filters whose fields are made up
 (10 GB in the temporary folder). A tick draws what follows a drag at once; what needs the network for many
 images (maps over images, a silenced network) follows when the slider rests.
 """
-import asyncio, os, platform, sys, tempfile, time
+import asyncio, json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -18,7 +19,7 @@ from dlmech.datasets import Data, ImageSet
 from dlmech.filter import filter_rows, find_clusters, layer_means, normalised
 from dlmech.look.explore import Explorer
 from dlmech.measurement import layer_row, Measurement, open_measurement
-from dlmech.run import tensor_in_parts, versions, write_csv, write_json, write_tensors
+from dlmech.run import asked_by, read_json, tensor_in_parts, versions, write_csv, write_json, write_tensors
 
 TICKS = 60
 
@@ -61,6 +62,41 @@ def opened(path: Path) -> Measurement:
     return m
 
 
+FIRST_CELLS = """
+import asyncio, json, sys, time, warnings
+warnings.simplefilter('ignore')
+t = time.perf_counter(), time.process_time()
+import dlmech
+from dlmech.look.explore import Explorer
+
+spent = {}
+def tick(what): spent[what] = time.perf_counter() - t[0], time.process_time() - t[1]
+tick('imported')
+run = dlmech.start(**json.loads(sys.argv[1]))
+tick('started')
+found = dlmech.measure_run(run)
+tick('measured')
+async def show(): return Explorer(found)
+e = asyncio.run(show())
+tick('matrix, curves, numbers')
+e.soon.quick()
+tick('images')
+e.soon.slow()
+tick('all pictures')
+print(json.dumps(spent))
+"""
+
+
+def run_all(folder: Path) -> pd.DataFrame:
+    "Seconds from a new Python to each step of the notebook's first cells, on a run that is there."
+    asked = asked_by(read_json(folder/'config.json')) | dict(runs=str(folder.parent))
+    numbers = [int(p.stem.split('-')[1]) for p in folder.glob('fields-*.safetensors')]
+    asked['layer'] = max(numbers)
+    done = subprocess.run([sys.executable, '-c', FIRST_CELLS, json.dumps(asked)], stdout=subprocess.PIPE,
+                          text=True, check=True)
+    return pd.DataFrame(json.loads(done.stdout.splitlines()[-1]), index=['wall_s', 'cpu_s']).T
+
+
 def measure(path: Path) -> dict:
     "Milliseconds of a tick of each slider, median and 95th percentile, and seconds to open."
     async def show():
@@ -89,11 +125,17 @@ def measure(path: Path) -> dict:
     return times
 
 
-if __name__ == '__main__':
+def tables(quick: bool = False) -> dict[str, pd.DataFrame]:
+    "Milliseconds of a tick of each slider, and what it takes to open a run, by the size of the run."
     with tempfile.TemporaryDirectory() as tmp:
-        table = pd.DataFrame({f'K = {K}, {8*d} filters': measure(made_up(Path(tmp), K, d)) for K,
-                              d in ((10, 32), (1000, 160))})
+        found = {f'K = {K}, {8*d} filters': measure(made_up(Path(tmp), K, d))
+                 for K, d in ([(4, 1)] if quick else [(10, 32), (1000, 160)])}
+    return {'explore': pd.DataFrame(found).T.rename_axis('run').reset_index()}
+
+
+if __name__ == '__main__':
+    if len(sys.argv) > 1: print(run_all(Path(sys.argv[1])).round(2).to_string())
+    else: print(tables()['explore'].set_index('run').T.round(1).to_string())
     print(f'median and 95th percentile of {TICKS} ticks; {os.cpu_count()} cores, {torch.get_num_threads()} '
           f'thread(s), load {os.getloadavg()[0]:.1f}; '
           f'torch {torch.__version__}, {platform.machine()}, Python {sys.version.split()[0]}')
-    print(table.T.round(1).T.to_string())

@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=2 python bench/null.py [--filters 512] [--made 512]
 
-Prints one table. The fields of `made` filters are made up and measured, and the times are those of `filters`.
+Prints one table, as `python -m bench --only null` does. The fields of `made` filters are made up and
+measured, and the times are those of `filters`.
 Seconds are of the processors, summed over threads, so that what else the machine does counts little.
 """
 import argparse, resource, time
+from collections.abc import Iterator
 
-import torch
+import pandas as pd, torch
 
 from dlmech.null import measure_fields, PERMUTATIONS
 
@@ -31,16 +33,26 @@ def seconds(C: int, K: int, share: float, permutations: int) -> tuple[float, dic
     return time.process_time() - t, row
 
 
+def rows(cases: list, filters: int, made: int, permutations: int) -> Iterator[dict]:
+    "The row of each case, K and the share of ones."
+    for K, share in cases:
+        without, _ = seconds(made, K, share, 0)
+        took, row = seconds(made, K, share, permutations)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        yield dict(K=K, ones=share, permutations_at_least=row['permutations'],
+                   without_null_s=without * filters / made, with_null_s=took * filters / made, peak_gb=peak)
+
+
+def tables(quick: bool = False) -> dict[str, pd.DataFrame]:
+    "Processor seconds of a layer of 512 filters, without its null and with it."
+    asked = (CASES[:3], 512, 8, 50) if quick else (CASES, 512, 512, PERMUTATIONS)
+    return {'null': pd.DataFrame(rows(*asked))}
+
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--filters', type=int, default=512)
     parser.add_argument('--made', type=int, default=512)
     asked = parser.parse_args()
-    print('| K | ones | permutations, at least | without null, s | with null, s | peak, GB |')
-    print('|---|---|---|---|---|---|')
-    for K, share in CASES:
-        without, _ = seconds(asked.made, K, share, 0)
-        took, row = seconds(asked.made, K, share, PERMUTATIONS)
-        without, took = (t * asked.filters / asked.made for t in (without, took))
-        peak, least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, row['permutations']
-        print(f'| {K} | {share} | {least} | {without:.1f} | {took:.1f} | {peak:.1f} |', flush=True)
+    for row in rows(CASES, asked.filters, asked.made, PERMUTATIONS):
+        print('  '.join(f'{k} {v:.3g}' for k, v in row.items()), flush=True)

@@ -2,15 +2,15 @@
 
     python bench/phases.py [--device cpu] [--images 1000] [--repeats 5]
 
-Prints one table. Each pair is run `repeats` times in turn, and the ratio is that of the medians, so that what
-else the machine does hits both sides. Peak memory is that of processes of their own, since a process's peak
-never falls.
+Prints one table, as `python -m bench --only phases` does. Each pair is run `repeats` times in turn, and the
+ratio is that of the medians, so that what else the machine does hits both sides. Peak memory is that of
+processes of their own, since a process's peak never falls.
 """
 import argparse, resource, statistics, subprocess, sys, time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch, torch.nn.functional as F
+import pandas as pd, torch, torch.nn.functional as F
 
 from dlmech.arch import get_model, layers_of
 from dlmech.batches import Batches
@@ -19,8 +19,6 @@ from dlmech.filter import fields, LabelSums, observe
 from dlmech.model import compiled
 from dlmech.null import measure_layer
 from dlmech.probe import Heads, layer_shapes, PAPER, train_heads
-
-HEAD = '| what | first | second | ratio | aim | reached |\n|---|---|---|---|---|---|'
 
 
 def seconds(f: Callable[[], object], device: torch.device) -> float:
@@ -40,11 +38,12 @@ def in_turn(slow, fast, repeats: int, device: torch.device, scale: float = 1.) -
     return first, second
 
 
-def row(what: str, pair: tuple[float, float], aim: str, holds: Callable[[float], bool], unit: str = 's'):
-    "One line of the table, printed at once."
+def row(what: str, pair: tuple[float, float], aim: str, holds: Callable[[float], bool], unit: str = 's'
+        ) -> dict:
+    "One row of the table."
     a, b = pair
-    reached = 'yes' if holds(a/b) else 'NO'
-    print(f'| {what} | {a:.3g} {unit} | {b:.3g} {unit} | {a/b:.2f} | {aim} | {reached} |', flush=True)
+    return dict(what=what, first=a, second=b, unit=unit, ratio=a/b, aim=aim,
+                reached='yes' if holds(a/b) else 'NO')
 
 
 # ---- what is measured
@@ -78,13 +77,13 @@ def forward(net, batches) -> None:
 
 # ---- (a) phase 3 beside a forward pass
 
-def bench_phase3(device: torch.device, n: int, repeats: int):
+def bench_phase3(device: torch.device, n: int, repeats: int) -> Iterator[dict]:
     "All of phase 3 for 13 layers, beside a forward pass of the same images."
     net, paths, heads = vgg16(device)
     batches = Batches(random_images(n), 250, device)
     pair = in_turn(lambda: phase3(net, paths, heads, batches), lambda: forward(net, batches), repeats, device)
-    row(f'(a) phase 3, 13 layers of VGG-16, {n} images / bare forward pass', pair, '<= 1.15',
-        lambda r: r <= 1.15)
+    yield row(f'(a) phase 3, 13 layers of VGG-16, {n} images / bare forward pass', pair, '<= 1.15',
+              lambda r: r <= 1.15)
 
 
 # ---- (b) fields beside two plain ways to them
@@ -126,7 +125,7 @@ def by_scatter(maps, weight):
     return M / count[None, :, None]
 
 
-def bench_fields(device: torch.device, repeats: int, n=10_000, K=100, C=512, side=2):
+def bench_fields(device: torch.device, repeats: int, n=10_000, K=100, C=512, side=2) -> Iterator[dict]:
     "The fields of a layer, beside a masked head for each filter and beside a scatter_add for each."
     maps, weight = kept_maps(n, K, C, side, device)
     M, few = ours(maps, weight), 4
@@ -135,24 +134,24 @@ def bench_fields(device: torch.device, repeats: int, n=10_000, K=100, C=512, sid
     fast = lambda: ours(maps, weight)
     slow = lambda: [by_masked_head(maps, weight, f) for f in range(few)]
     masked = in_turn(slow, fast, repeats, device, C/few)
-    row(f'(b) fields, {C} x {side} x {side}, K = {K}, {n:,} kept maps: head masked filter by filter ({few} '
-        f'measured, scaled to {C}) / ours', masked, '>= 500', lambda r: r >= 500)
+    yield row(f'(b) fields, {C} x {side} x {side}, K = {K}, {n:,} kept maps: head masked filter by filter '
+              f'({few} measured, scaled to {C}) / ours', masked, '>= 500', lambda r: r >= 500)
     scattered = in_turn(lambda: by_scatter(maps, weight), fast, repeats, device)
-    row('(b) the same: einsum a batch and a scatter_add a filter / ours', scattered, '>= 50',
-        lambda r: r >= 50)
+    yield row('(b) the same: einsum a batch and a scatter_add a filter / ours', scattered, '>= 50',
+              lambda r: r >= 50)
 
 
 # ---- (c) heads, (d) memory, forms of a network
 
-def bench_heads(device: torch.device, n: int, repeats: int):
+def bench_heads(device: torch.device, n: int, repeats: int) -> Iterator[dict]:
     "An epoch of 13 heads at once, beside 13 runs of their own."
     net, paths, _ = vgg16(device)
     batches = Batches(random_images(n), 100, device, shuffle=True, shift=4, flip=True)
     epoch = replace(PAPER, epochs=1)
     pair = in_turn(lambda: [train_heads(net, [p], batches, 10, epoch) for p in paths],
                    lambda: train_heads(net, paths, batches, 10, epoch), repeats, device)
-    row(f'(c) phase 2, an epoch of {n} images: 13 separate runs / 13 heads at once', pair, '>= 5',
-        lambda r: r >= 5)
+    yield row(f'(c) phase 2, an epoch of {n} images: 13 separate runs / 13 heads at once', pair, '>= 5',
+              lambda r: r >= 5)
 
 
 def peak(device: torch.device, n: int) -> float:
@@ -163,32 +162,48 @@ def peak(device: torch.device, n: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def bench_memory(device: torch.device):
+def bench_memory(device: torch.device) -> Iterator[dict]:
     "Peak memory over many images, beside that over few."
     def of_its_own(n):
         command = [sys.executable, __file__, '--device', str(device), '--peak', str(n)]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     few, many = of_its_own(2000), of_its_own(10000)
-    row('(d) peak memory of phase 3: 10,000 images / 2,000', (many, few), '<= 1.05',
-        lambda r: r <= 1.05, 'MiB')
+    yield row('(d) peak memory of phase 3: 10,000 images / 2,000', (many, few), '<= 1.05',
+              lambda r: r <= 1.05, 'MiB')
 
 
-def bench_forms(device: torch.device, n: int, repeats: int):
+def bench_forms(device: torch.device, n: int, repeats: int) -> Iterator[dict]:
     "A forward pass by how the network lies in memory, and on a GPU by its numbers and by torch.compile."
     net, _, _ = vgg16(device)
     batches = Batches(random_images(n), 250, device)
     plain = [(x.contiguous(), y) for x, y in batches]
     contiguous = get_model('vgg16', 10).to(device).eval()
     pair = in_turn(lambda: forward(contiguous, plain), lambda: forward(net, batches), repeats, device)
-    row('channels first / channels last, forward', pair, '>= 1.5', lambda r: r >= 1.5)
+    yield row('channels first / channels last, forward', pair, '>= 1.5', lambda r: r >= 1.5)
     if device.type != 'cuda': return
     def amp(net):
         with torch.autocast('cuda', torch.bfloat16): forward(net, batches)
     quick = compiled(net, device)
     pair = in_turn(lambda: forward(net, batches), lambda: amp(net), repeats, device)
-    row('float32 / bfloat16 autocast, forward', pair, '> 1', lambda r: r > 1)
+    yield row('float32 / bfloat16 autocast, forward', pair, '> 1', lambda r: r > 1)
     pair = in_turn(lambda: amp(net), lambda: amp(quick), repeats, device)
-    row('eager / torch.compile, both bfloat16, forward', pair, '> 1', lambda r: r > 1)
+    yield row('eager / torch.compile, both bfloat16, forward', pair, '> 1', lambda r: r > 1)
+
+
+def rows(device: torch.device, images: int, repeats: int) -> Iterator[dict]:
+    "All rows, as they are measured."
+    yield from bench_phase3(device, images, repeats)
+    yield from bench_fields(device, repeats)
+    yield from bench_heads(device, max(200, images // 2), max(1, repeats // 2))
+    yield from bench_memory(device)
+    yield from bench_forms(device, images, repeats)
+
+
+def tables(quick: bool = False) -> dict[str, pd.DataFrame]:
+    "The phases beside plainer ways to do the same, as ratios."
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    few = bench_fields(device, 1, n=250, K=5, C=8)
+    return {'phases': pd.DataFrame(few if quick else rows(device, 1000, 5))}
 
 
 def main():
@@ -203,12 +218,10 @@ def main():
         print(peak(device, a.peak))
         return
     name = torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} CPU threads'
-    print(f'torch {torch.__version__}, {name}, medians of {a.repeats} in turn\n\n{HEAD}')
-    bench_phase3(device, a.images, a.repeats)
-    bench_fields(device, a.repeats)
-    bench_heads(device, max(200, a.images // 2), max(1, a.repeats // 2))
-    bench_memory(device)
-    bench_forms(device, a.images, a.repeats)
+    print(f'torch {torch.__version__}, {name}, medians of {a.repeats} in turn')
+    for r in rows(device, a.images, a.repeats):
+        print(f'{r["what"]}: {r["first"]:.3g} {r["unit"]} / {r["second"]:.3g} {r["unit"]} = {r["ratio"]:.2f} '
+              f'(aim {r["aim"]}: {r["reached"]})', flush=True)
 
 
 if __name__ == '__main__': main()

@@ -27,6 +27,25 @@ def rows(net: str, batch: int, rates: dict[str, float], paces: list, repeats: in
     return t.assign(**about, ratio=t.images_per_second / first)
 
 
+COLUMNS = ['network', 'batch', 'mflop', 'pace', 'images_per_second', 'ratio', 'share_of_matrix_rate']
+
+
+def measure(nets: list[str], batches: list[int], repeats: int, compile: bool = False) -> pd.DataFrame:
+    "The paces of all these networks, and batches, on this machine."
+    graphs = [Pace(p.channels_last, p.number, True) for p in PACES if compile and not p.threads]
+    rates = {number: matrix_rate(number, torch.device('cpu')) for number in ('float32', 'bfloat16')}
+    told = ', '.join(f'{k}: {v/1e9:,.0f} GFLOP/s' for k, v in rates.items())
+    print(f'{told} ({torch.get_num_threads()} threads)')
+    parts = [rows(net, batch, rates, PACES + graphs, repeats) for net in nets for batch in batches]
+    return pd.concat(parts, ignore_index=True)[COLUMNS]
+
+
+def tables(quick: bool = False) -> dict[str, pd.DataFrame]:
+    "Images a second in training, by memory format, number type, threads and batch."
+    asked = (['vgg6:4'], [8], 1) if quick else (['vgg6:64', 'vgg16:32', 'vgg16:64'], [128, 256], 2)
+    return {'train': measure(*asked)}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--nets', nargs='+', default=['vgg6:64', 'vgg16:32', 'vgg16:64'], metavar='ARCH:D')
@@ -35,14 +54,7 @@ def main() -> None:
     p.add_argument('--compile', action='store_true', help='compiled networks too, which takes minutes')
     p.add_argument('--out', type=Path)
     args = p.parse_args()
-    graphs = [Pace(p.channels_last, p.number, True) for p in PACES if args.compile and not p.threads]
-    rates = {number: matrix_rate(number, torch.device('cpu')) for number in ('float32', 'bfloat16')}
-    told = ', '.join(f'{k}: {v/1e9:,.0f} GFLOP/s' for k, v in rates.items())
-    print(f'{told} ({torch.get_num_threads()} threads)')
-    paces = PACES + graphs
-    tables = [rows(net, batch, rates, paces, args.repeats) for net in args.nets for batch in args.batches]
-    columns = ['network', 'batch', 'mflop', 'pace', 'images_per_second', 'ratio', 'share_of_matrix_rate']
-    table = pd.concat(tables, ignore_index=True)[columns]
+    table = measure(args.nets, args.batches, args.repeats, args.compile)
     print(table.round(3).to_string(index=False))
     if args.out: write_csv(args.out, table)
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from .layers import all_layers
 from .run import (base, check_int, check_parameter, DlmechError, one_of, ParameterError,
-                        read_tensors)
+                        read_tensors, shown)
 from .trunk import readable
 
 # %% ../nbs/01_arch.ipynb #b88bb98c
@@ -126,7 +126,8 @@ def arch_names() -> list[str]:
 
 def check_arch(arch: str) -> str:
     "`arch` if there is such a network; a `ParameterError` that lists them if not."
-    return arch if arch in (*PLANS, *SMALL_RESNETS) else one_of('arch', arch, arch_names())
+    own = isinstance(arch, str) and arch in (*PLANS, *SMALL_RESNETS)
+    return arch if own else one_of('arch', arch, arch_names())
 
 # %% ../nbs/01_arch.ipynb #882091a2
 def keep_resolution(net: nn.Module) -> None:
@@ -209,15 +210,16 @@ NORMALS = {'imagenet': Normal((.485, .456, .406), (.229, .224, .225)),
 def read_normal(value: Any # '', a name, "r g b/r g b" (mean/deviation), or a pair (mean, deviation)
                ) -> Normal|None:
     "The normalisation meant, None for ''. Raises a `ParameterError` that says what may be."
-    if isinstance(value, Normal) or value is None or value == '': return value or None
+    if isinstance(value, Normal) or value is None: return value
+    if isinstance(value, str) and not value: return None
     if isinstance(value, str) and value in NORMALS: return NORMALS[value]
     try:
         parts = [t.replace(',', ' ').split() for t in value.split('/')] if isinstance(value, str) else value
         mean, std = (tuple(float(v) for v in part) for part in parts)
         if len(mean) == len(std) in (1, 3) and min(std) > 0: return Normal(mean, std)
     except (TypeError, ValueError): pass
-    raise ParameterError(f"normal: {value!r} is not possible; it may be {', '.join(NORMALS)}, or a mean and "
-                         "a deviation "
+    raise ParameterError(f"normal: {shown(value)} is not possible; it may be {', '.join(NORMALS)}, or a mean "
+                         "and a deviation "
                          f'of colours in [0, 1], as "{NORMALS["imagenet"]}"')
 
 # %% ../nbs/01_arch.ipynb #3581a16a
@@ -259,6 +261,13 @@ def _unwrapped(state: Any) -> dict[str, Tensor]:
         tensors = {k.removeprefix(p): v for k, v in tensors.items()}
     return tensors
 
+# %% ../nbs/01_arch.ipynb #9aec1d7e
+def _finite(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors; raises a `DlmechError` for numbers that are none."
+    wrong = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if wrong: raise DlmechError(f'weights: {path}: {wrong[0]} holds numbers that are not finite')
+    return tensors
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file of weights, and what its header says.
 
@@ -267,7 +276,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try: tensors, about = read_tensors(path)
         except DlmechError as e:
             raise DlmechError(f'weights: {path} cannot be read as safetensors ({e.__cause__ or e})') from None
-        return _unwrapped(tensors), about
+        return _finite(path, _unwrapped(tensors)), about
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise DlmechError(f'weights: {path} is no state dict of tensors alone '
@@ -275,7 +284,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                           f'torch.save(net.state_dict(), "mine.pth"), or as .safetensors') from None
     tensors = _unwrapped(state)
     if not tensors: raise DlmechError(f'weights: {path} holds no tensors by name; save net.state_dict()')
-    return tensors, {}
+    return _finite(path, tensors), {}
 
 # %% ../nbs/01_arch.ipynb #a8709978
 def _misfits(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:

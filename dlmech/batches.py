@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'LABELS', 'CHANNELS', 'images_and_labels', 'as_labels', 'as_images', 'AnySet', 'UnitColours', 'names_in',
-           'as_set', 'Batches', 'check_labels_fit', 'Fingerprint', 'fingerprint']
+           'as_set', 'Share', 'Batches', 'check_labels_fit', 'EveryNth', 'dealt', 'dealt_within', 'check_dealt',
+           'Fingerprint', 'fingerprint']
 
 # %% ../nbs/01_batches.ipynb #7374b158
-import os
+import copy, os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -20,7 +21,9 @@ from torch import Tensor
 from torch.utils.data import (BatchSampler, DataLoader, default_collate, RandomSampler, SequentialSampler,
                               Subset, TensorDataset)
 
-from .datasets import as_rgb, Augment, decode_files, FileSet, ImageSet, to_float
+from .datasets import as_rgb, Augment, decode_files, Draws, FileSet, ImageSet, to_float
+from .parameters import SEED
+from .ranks import mine, Ranks, ranks, summed
 from .run import check_int, DlmechError, generator, ParameterError, shown
 
 # %% ../nbs/01_batches.ipynb #a9ede95b
@@ -67,8 +70,11 @@ def _number(text: str, names: Sequence[str]) -> int:
 
 # %% ../nbs/01_batches.ipynb #07712a66
 def _picture(x: Any) -> np.ndarray: # (H, W, C)
-    "An image of PIL's as bytes; anything else as an array."
-    if not isinstance(x, Image.Image): return np.asarray(x)
+    "An image of PIL's as bytes; anything else as an array. Raises a `ParameterError` for what can be none."
+    try:
+        if not isinstance(x, Image.Image): return np.asarray(x)
+    except ValueError as e:
+        raise ParameterError(f'images: {shown(x)} is no image ({shown(str(e))})') from None
     grey = x.mode in ('1', 'L')
     return np.asarray(x.convert('L'))[..., None] if grey else np.asarray(as_rgb(x))
 
@@ -131,13 +137,19 @@ def names_in(data) -> list[str]:
 def _text_names(data) -> list[str]:
     "The texts that are the labels of a set, sorted; none if its labels are numbers."
     if not isinstance(images_and_labels(data[0])[1], str): return []
-    return sorted({images_and_labels(data[i])[1] for i in range(len(data))})
+    found = [images_and_labels(data[i])[1] for i in range(len(data))]
+    if all(isinstance(label, str) for label in found): return sorted(set(found))
+    raise ParameterError('labels: they are texts for some images, and none for others')
 
 def _collated(items: list) -> tuple[Any, Any]:
     "A batch of a set that gives pictures or texts, which torch's own collate function refuses."
     pairs = [images_and_labels(item) for item in items]
     if any(isinstance(v, (Tensor, np.ndarray)) for v in pairs[0][:1]) and not isinstance(pairs[0][1], str):
-        return default_collate(pairs)
+        try: return default_collate(pairs)
+        except (RuntimeError, TypeError, ValueError) as e:
+            shapes = ', '.join(sorted({str(tuple(getattr(x, 'shape', ()))) for x, _ in pairs}))
+            raise ParameterError(f'images: those of a batch cannot be put together, their shapes are '
+                                 f'{shapes[:200]}; they may be of one size') from e
     return [_picture(x) for x, _ in pairs], [y for _, y in pairs]
 
 # %% ../nbs/01_batches.ipynb #0bdc725c
@@ -153,16 +165,21 @@ def _of_loader(loader: DataLoader) -> AnySet:
 
 def _paired(x, y) -> TensorDataset:
     "Images and labels as a set."
+    if not (len(x.shape) and len(y.shape)):
+        raise ParameterError('the data set is a pair of single numbers; it may be images (N, …) and labels '
+                             '(N,)')
     if len(x) != len(y): raise ParameterError(f'the data set has {len(x):,} images and {len(y):,} labels')
     if len(x) == 0: raise ParameterError('the data set has no images')
-    return TensorDataset(as_images(x), as_labels(y))
+    as_bytes = str(getattr(x, 'dtype', '')).endswith('uint8') and len(x.shape) == 4  # a quarter of the memory
+    return TensorDataset(torch.as_tensor(x) if as_bytes else as_images(x), as_labels(y))
 
 def _check_indexed(data: Any) -> None:
     "Raises a `ParameterError` for what cannot be indexed by the number of an image."
     if isinstance(data, Mapping) and data:
         raise ParameterError(f'the data set holds {", ".join(map(repr, data))}; give a part of it, as '
                              f'data[{next(iter(data))!r}]')
-    if not (hasattr(data, '__len__') and hasattr(data, '__getitem__')) or isinstance(data, (str, Mapping)):
+    if not (hasattr(data, '__len__') and hasattr(data, '__getitem__')) or isinstance(data, (str, Mapping)) \
+            or getattr(data, 'shape', None) == ():
         raise ParameterError('a data set may be a torch Dataset, a DataLoader over one, or a pair of '
                              f'tensors (images, labels), not a {type(data).__name__}')
 
@@ -181,6 +198,20 @@ def as_set(data: Any) -> AnySet:
     found.loading.setdefault('collate_fn', _collated)
     return replace(found, names=names_in(data) or _text_names(data))
 
+# %% ../nbs/01_batches.ipynb #94f3c0bf
+@dataclass(frozen=True)
+class Share:
+    "Which batches, or which images of every batch, are a rank's."
+    ranks: Ranks = Ranks()
+    within: bool = False
+    def of(self, order: list[list[int]]) -> list[list[int]]:
+        "The rank's part of an order."
+        if not self.within: return mine(order, self.ranks)
+        return [mine(b, self.ranks) for b in order if len(b) >= self.ranks.world]
+    def sizes(self, order: list[list[int]]) -> list[int]:
+        "The numbers of images of the batches that `of` takes a part of."
+        return [len(b) for b in order if len(b) >= self.ranks.world]
+
 # %% ../nbs/01_batches.ipynb #8fb2e72b
 class _Order:
     "In which order the images of a set come."
@@ -191,14 +222,12 @@ class _Order:
     shuffle: bool
     seed: int
     epoch: int = 0
+    share: Share
     def __len__(self) -> int:
+        if self.share.ranks.several: return len(self.share.of(self.order()))
         if self.set.sampler is not None: return len(self.set.sampler)
         n = len(self.data)
         return n // self.batch if self.set.loading.get('drop_last') else -(-n // self.batch)
-    def at(self, epoch: int) -> Any:
-        "The same batches, in the order and with the augmentation of that epoch."
-        self.epoch = epoch
-        return self
     def order(self) -> list[list[int]]:
         "The numbers of the images of each batch."
         if self.set.sampler is not None:
@@ -210,10 +239,35 @@ class _Order:
         else:
             order = torch.randperm(len(self.data),
                                    generator=g) if self.shuffle else torch.arange(len(self.data))
-        return [b.tolist() for b in order.split(self.batch)][:len(self)]
+        last = len(self.data) // self.batch if self.set.loading.get('drop_last') else None
+        return [b.tolist() for b in order.split(self.batch)][:last]
+
+# %% ../nbs/01_batches.ipynb #23eea4b9
+class _Dealt(_Order):
+    "The part of a set's batches that is this rank's; all of them until they are `dealt`."
+    workers: int
+    def at(self, epoch: int) -> Any:
+        "The same batches, in the order and with the augmentation of that epoch."
+        self.epoch = epoch
+        return self
+    def own_order(self) -> list[list[int]]:
+        "The numbers of the images of each batch, as far as they are this rank's."
+        return self.share.of(self.order())
+    def dealt(self, within: bool = False # a part of every batch; False: every world-th batch
+             ) -> Any:
+        "The same batches as far as they are this rank's (ours)."
+        own = copy.copy(self)
+        own.share = Share(ranks(), within)
+        own.workers = -(-self.workers // int(os.environ.get('LOCAL_WORLD_SIZE') or 1))
+        return own if own.share.ranks.several else self
+    def promised(self) -> tuple[int, int]:
+        "How many images this rank has, without those that cannot be read, and how many all have together."
+        own, skipped = sum(self.own_order(), []), getattr(self.data, 'skipped', {})
+        lost = sum(self.data.files[i] in skipped for i in own) if skipped else 0
+        return len(own) - lost, sum(map(len, self.order())) - int(summed([torch.tensor(lost)])[0])
 
 # %% ../nbs/01_batches.ipynb #a51ac16d
-class _OwnSet(_Order):
+class _OwnSet(_Dealt):
     "The batches of one of our sets: bytes, varied on the device."
     augment: Augment
     device: Any
@@ -223,14 +277,23 @@ class _OwnSet(_Order):
         "Batches of bytes, varied on the device."
         g = generator(self.seed, 'augment', self.epoch)
         flipped = self.augment.flipped(len(self.data), self.epoch, self.seed)
+        whole = iter(self.order() if self.share.ranks.several else [])
         for x, y, numbers in self.raw():
             self.numbers = numbers
-            yield to_float(self.augment(x.to(self.device), flipped[numbers], g)), y.to(self.device)
+            chance = self.chance(x, numbers, g, whole) if self.share.ranks.several else g
+            yield to_float(self.augment(x.to(self.device), flipped[numbers], chance)), y.to(self.device)
+    def chance(self, x: Tensor, numbers: Tensor, g: torch.Generator, whole: Iterator[list[int]]) -> Draws:
+        "What chance has for a part of a batch; what it has for batches before that are not here is dropped."
+        for batch in whole:
+            place = {n: i for i, n in enumerate(batch)}
+            if int(numbers[0]) in place: return Draws(g, len(batch), [place[n] for n in numbers.tolist()])
+            self.augment(x[:0], torch.zeros(0, dtype=torch.bool), Draws(g, len(batch), slice(0)))
+        raise DlmechError('the images of a batch are in none of the order')
     def raw(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         "Bytes (B, H, W, 3), labels (B,) and numbers (B,) of an own set's images, in order."
-        if isinstance(self.data, FileSet): yield from decode_files(self.data, self.order(), self.workers)
+        if isinstance(self.data, FileSet): yield from decode_files(self.data, self.own_order(), self.workers)
         else:
-            for i in map(torch.tensor, self.order()):
+            for i in map(torch.tensor, self.own_order()):
                 images, labels = self.data.take(i)
                 yield images, labels, i
 
@@ -241,20 +304,26 @@ class _Reading(_OwnSet):
     def of_any_set(self) -> Iterator[tuple[Tensor, Tensor]]:
         "Batches as the set's own collate function makes them."
         loading = {k: v for k, v in self.set.loading.items() if k != 'drop_last'}
-        order = self.order()
+        order = self.own_order()
         for numbers, batch in zip(order, DataLoader(cast(Any, self.data), batch_sampler=order, **loading)):
             self.numbers = torch.tensor(numbers)
             x, y = images_and_labels(batch)
             x, y = as_images(x, self.unit).to(self.device), as_labels(y, self.set.names).to(self.device)
             yield x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, y
 
+# %% ../nbs/01_batches.ipynb #674dc105
+def _check_read(left: int) -> None:
+    "Raises a `DlmechError` if so many batches had no part here that could be read."
+    if not left: return
+    raise DlmechError(f'{left} batches have no image that this process can read; several train together only '
+                      'where each can read a part of every batch')
+
 # %% ../nbs/01_batches.ipynb #0ff2c402
 class Batches(_Reading):
     """Batches `(x, y)` of any labelled data on a device: x (B, 3, H, W) float32, y (B,) int64.
 
-    Of dlmech's own sets x is in [-1, 1]; of any other set it is what the set gives. `.numbers` says which
-    images the
-    batch last given is made of. Raises a `DlmechError` for labels beyond `K`, a `ParameterError` for what is
+    Of dlmech's own sets x is in [-1, 1]; of any other it is what the set gives. `.numbers` says which images
+    the last batch is made of. Raises a `DlmechError` for labels beyond `K`, a `ParameterError` for what is
     no data."""
     def __init__(self,
                  data: Any,                # ImageSet, FileSet, torch Dataset, DataLoader, or (images, labels)
@@ -265,18 +334,21 @@ class Batches(_Reading):
                  seed: int = 0,            # of the order and the augmentation
                  workers: int|None = None, # processes that decode files; None: one a core
                  K: int = 0):              # outputs there are for labels; 0: any
-        self.set, batch = as_set(data), check_int('batch', batch, 1)
+        self.set, batch = as_set(data), check_int('batch', batch, 1, SEED)
         self.own = isinstance(self.set.data, (ImageSet, FileSet)) and self.set.sampler is None
         self.data = self.set.data.to(device) if isinstance(self.set.data, ImageSet) else self.set.data
         self.batch, self.device, self.shuffle = self.set.batch or batch, device, shuffle
         self.augment, self.seed, self.K, self.unit = Augment(shift, flip, cutout), seed, K, self.set.unit
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        self.epoch, self.numbers = 0, torch.empty(0, dtype=torch.int64)
+        self.epoch, self.numbers, self.share, self.of = 0, torch.empty(0, dtype=torch.int64), Share(), 0
     names = property(lambda self: self.set.names, doc="What the labels are called.")
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        sizes = iter(self.share.sizes(self.order()) if self.share.within else [])
         for x, y in self.of_own_set() if self.own else self.of_any_set():
             if self.K: check_labels_fit(y, self.K)
+            self.of = next(sizes, len(y))  # images of the whole batch that this is a part of
             yield x, y
+        _check_read(len(list(sizes)))
 
 # %% ../nbs/01_batches.ipynb #bed1d5df
 def check_labels_fit(y: Tensor, K: int) -> None:
@@ -285,6 +357,54 @@ def check_labels_fit(y: Tensor, K: int) -> None:
         raise DlmechError(f'the data has labels from {int(y.min())} to {int(y.max())}, but the network has '
                           f'{K} '
                           f'outputs, 0 to {K-1}')
+
+# %% ../nbs/01_batches.ipynb #82abdf92
+class EveryNth:
+    "Of any batches this rank's, every world-th."
+    def __init__(self, batches: Any, r: Ranks): self.batches, self.ranks, self.images = batches, r, (0, 0)
+    def __len__(self) -> int: return len(range(self.ranks.rank, len(self.batches), self.ranks.world))
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        own = at = 0
+        for i, (x, y) in enumerate(self.batches):
+            self.numbers = getattr(self.batches, 'numbers', torch.arange(at, at+len(y)))
+            at += len(y)
+            if i % self.ranks.world != self.ranks.rank: continue
+            own += len(y)
+            yield x, y
+        self.images = own, at
+    def at(self, epoch: int) -> 'EveryNth':
+        "The same, of the batches of that epoch."
+        if hasattr(self.batches, 'at'): self.batches.at(epoch)
+        return self
+    def promised(self) -> tuple[int, int]:
+        "How many images this rank has, and how many all have together, once they were gone through."
+        return self.images
+
+# %% ../nbs/01_batches.ipynb #e354f50f
+def dealt(batches: Any) -> Any:
+    "This rank's of any batches; of one process the batches themselves (ours)."
+    if not (r := ranks()).several: return batches
+    return batches.dealt() if hasattr(batches, 'dealt') else EveryNth(batches, r)
+
+def dealt_within(batches: Any) -> Any:
+    """This rank's part of every batch, for a step that is the same on all of them (ours).
+
+    Raises a `ParameterError` for what are no `Batches`, of several processes."""
+    if not ranks().several: return batches
+    if isinstance(batches, Batches): return batches.dealt(within=True)
+    raise ParameterError(f'batches: several processes train on parts of dlmech.batches.Batches, not of a '
+                         f'{type(batches).__name__}')
+
+def check_dealt(n: int,       # images that this rank has met
+                batches: Any  # of `dealt`
+               ) -> None:
+    "Raises a `DlmechError` if the images that the ranks have met do not add up to those that there are."
+    if not ranks().several: return
+    (own, there), world = batches.promised(), ranks().world
+    met, promised, all_there = summed([torch.tensor(i) for i in (n, own, there)])
+    if met == promised == there and all_there == there * world: return
+    raise DlmechError(f'the {world} processes have met {int(met):,} images, of {there:,} that this one '
+                      'knows; they must all have the same data, in the same order')
 
 # %% ../nbs/01_batches.ipynb #e7fb563d
 _SKETCH = 512  # numbers that a fingerprint keeps
@@ -315,7 +435,7 @@ def _image_files(data: Any) -> list[str]|None:
 def _image_numbers(x: Tensor   # (B, …) as a network sees them
                   ) -> Tensor: # (B,) int64
     "A number for each image, the same for the same values."
-    values = x.float().cpu().contiguous().flatten(1).view(torch.int32).long()
+    values = x.float().cpu().contiguous().reshape(len(x), -1).view(torch.int32).long()
     factors = torch.randint(2**62, (values.shape[1],), generator=generator('fingerprint'))
     return (values * (2*factors + 1)).sum(1) & (2**63 - 1)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AUCS', 'CAUSAL_IMAGES', 'answering', 'answers_before', 'Tail', 'look_at_tail', 'conv_part', 'Silencer', 'Falls',
            'measure_falls', 'auc', 'cluster_labels', 'own_scores', 'causal_rows', 'other_images', 'measure_causal',
-           'causal_files', 'read_falls', 'causal', 'causal_row', 'causal_figure', 'unit_counts', 'UnitHeads',
-           'unit_heads', 'cooperation', 'crossover', 'units_figure']
+           'causal_files', 'read_falls', 'causal', 'keep_falls', 'causal_row', 'causal_figure', 'unit_counts',
+           'UnitHeads', 'unit_heads', 'cooperation', 'crossover', 'units_figure']
 
 # %% ../nbs/03_causal.ipynb #565cc982
 import math
@@ -25,10 +25,12 @@ from torch import nn, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .figures import TEXT
 from .filter import CHUNK, LabelSums
 from .layers import answer_of, chosen_tensor, evaluating, LayerName, tensors_in
 from .measurement import FiledLayer, LayerMeasurement, Measurement, own_head, RunSource
 from .probe import PENALTIES, RIDGE_INPUTS, ridge_solve
+from .ranks import agreed, mine, summed
 from .run import (check_int, clusters_of, DlmechError, generator, progress, read_csv, read_tensors,
                         write_csv, write_tensors)
 from .silence import even_batches
@@ -210,8 +212,8 @@ def look_at_tail(t: Tail, x: Tensor): # (2, …) images
     hands |= t.played(torch.tensor([0], device=x.device), lambda out: out)
     with evaluating(t.net), torch.no_grad(), answering(hands), _Touched() as touched: t.net(x[:1])
     t.needed = {i for i, given in t.handed.items() if any(id(g) in touched.times for g in given)} | {last}
-    mine = t.handed[last][0]
-    t.reader = convs.get(id(mine)) if touched.times[id(mine)] == 1 else None
+    own = t.handed[last][0]
+    t.reader = convs.get(id(own)) if touched.times[id(own)] == 1 else None
     _try_tail(t, torch.tensor([1, 0, 1], device=x.device))
 
 # %% ../nbs/03_causal.ipynb #5cb49810
@@ -321,22 +323,25 @@ def measure_falls(net: nn.Module,   # any network; stays as it is
     """The falls of every label's log-probability for every filter of a layer [ours].
 
     Raises a `DlmechError` for a layer that takes no part, or a label without an image."""
-    x = batches[0][0]
-    s, sums = Silencer(net, path, x[:4], C, groups), LabelSums(K)
+    x, every = batches[0][0], [list(g) for g in groups] or [[c] for c in range(C)]
+    own = mine(range(len(every)))  # of several processes each silences its own
+    s, sums = Silencer(net, path, x[:4], C, [every[i] for i in own or [0]]), LabelSums(K)
     batches = list(_fitting(batches, s.maps_of(x[:1])))
     for x, y in batches: sums.add(s.maps_of(x), y)
     of_label = sums.means().flatten(2)                                                     # (K, C, h w)
     whole = (sums.sums.sum(0) / sums.counts.sum()).reshape(sums.shape)
-    fallen = torch.zeros(2, len(s.groups), K, dtype=torch.float64)
+    fallen, every_fall = (torch.zeros(2, len(g), K, dtype=torch.float64) for g in (s.groups, every))
     with progress(desc='silence', total=2 * int(sums.counts.sum()) * len(s.groups), unit='image') as bar:
         for x, y in batches:
             s.hear(x)
             for kind, target in zip(fallen, (torch.zeros_like(whole), whole)):
                 _add_falls(kind, s, y, target.to(s.maps.dtype), bar)
-    mean = torch.stack([of_label[:, g.cpu()].mean((1, 2)) for g in s.groups])             # (C, K)
-    zero, kept = fallen / sums.counts
+    every_fall[:, own] = fallen[:, :len(own)]
+    mean = torch.stack([of_label[:, g].mean((1, 2)) for g in every])                      # (C, K)
+    zero, kept = summed([every_fall])[0] / sums.counts
     return Falls(zero, kept, mean.cpu(), sums.counts, s.tail.whole)
 
+# %% ../nbs/03_causal.ipynb #6a822671
 def _fitting(batches: list, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]: # maps (1, C, …) of one image
     "Batches whose maps fit into memory."
     most = max(2, 4*CHUNK // maps[0].numel())
@@ -461,15 +466,25 @@ def causal(layer: LayerMeasurement,      # of a measurement that has its network
         table = causal(dlmech.open('runs/vgg16-digits-d32-fast-seed0')[13])"""
     files, found = causal_files(layer), read_falls(layer)
     if found and (int(found.images.sum()) != n or images is not None and found.on != on): found = None
-    if files and files[0].exists() and found:
+    if agreed(lambda: bool(files and files[0].exists() and found)) and files:
         return read_csv(files[0]).astype(dict(whole=object)).fillna(dict(whole=''))
-    found = _known[layer] = found or measure_causal(layer, images, n, on)
-    rows = causal_rows(layer, found)
-    if files:
-        tensors = dict(zero=found.zero, mean=found.mean, activation=found.activation, images=found.images)
-        write_tensors(files[1], tensors, whole=found.whole, on=found.on)
-        write_csv(files[0], rows)
+    return keep_falls(layer, found or measure_causal(layer, images, n, on))
+
+# %% ../nbs/03_causal.ipynb #bf22beaf
+def keep_falls(layer: LayerMeasurement,
+               found: Falls             # of all its filters
+              ) -> pd.DataFrame:
+    "Keeps a layer's falls, in its measurement's folder where it lies in one; the table of `causal`."
+    files, rows = causal_files(layer), causal_rows(layer, found)
+    _known[layer] = found
+    if files: agreed(lambda: _write_falls(*files, found, rows))
     return rows
+
+def _write_falls(table: Path, falls: Path, found: Falls, rows: pd.DataFrame) -> None:
+    "Keeps a layer's causal test."
+    tensors = dict(zero=found.zero, mean=found.mean, activation=found.activation, images=found.images)
+    write_tensors(falls, tensors, whole=found.whole, on=found.on)
+    write_csv(table, rows)
 
 # %% ../nbs/03_causal.ipynb #0705e172
 def causal_row(rows: pd.DataFrame # of `causal`
@@ -495,11 +510,11 @@ def causal_figure(tests: pd.DataFrame # a row for each layer, of `causal_row`
         for name, label in lines.items():
             mean, low, high = (tests[f'{name}_{kind}{end}'].to_numpy(float) for end in ('', '_low', '_high'))
             ax.errorbar(tests.layer, mean, [mean - low, high - mean], marker='o', ms=3, lw=1, label=label)
-        ax.axhline(.5, color='grey', lw=.8, ls=':')
+        ax.axhline(.5, color='grey', lw=.8, ls=':', label='chance')
         ax.set(xlabel='layer', title=f'filter at {"its mean" if kind == "mean" else "zero"}',
                xticks=tests.layer.tolist())
     axes[0].set_ylabel('AUC of the labels that fall')
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=TEXT)
     plt.close(fig)
     return fig
 
@@ -561,7 +576,7 @@ def unit_heads(layer: LayerMeasurement, train: Any, test: Any, # labelled data
     flat, target = maps.flatten(1), F.one_hot(y, m.K).double() - 1/m.K
     gram, cross = _grams(flat, target)
     batches = even_batches(test, device, images[1])
-    return UnitHeads(layer.head.flatten(2).float(), gram.reshape(C, s, C, s),
+    return UnitHeads(layer.head.flatten(2).float().cpu(), gram.reshape(C, s, C, s),
                      cross.reshape(C, s, m.K), _features(layer, batches, layer.path),
                      _features(layer, batches, path)[0], _best_penalty(flat, target))
 
@@ -601,6 +616,6 @@ def units_figure(rows: pd.DataFrame # of `cooperation`, with a column `layer`
             ax.plot([half], [mean[half]], 'o', ms=7, mfc='none', color=line.get_color())
         ax.set(xscale='log', xlabel='units kept together', title=f'head {head}')
     axes[0].set_ylabel('success rate')
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=TEXT)
     plt.close(fig)
     return fig

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_SIDE', 'PARTS', 'Images', 'FEW', 'LOADERS', 'ImageSet', 'FileSet', 'scaled_size',
-           'as_rgb', 'read_image', 'shift_flip', 'to_float', 'cutout_square', 'Augment', 'decode_files', 'data_root',
-           'load_digits', 'load_torchvision', 'image_folder', 'decode_all', 'check_parts', 'load_folder',
-           'wordnet_names', 'load_imagenet', 'resize', 'Data', 'choose_labels', 'with_labels', 'check_counts',
+           'as_rgb', 'read_image', 'Draws', 'shift_flip', 'to_float', 'cutout_square', 'Augment', 'decode_files',
+           'data_root', 'load_digits', 'load_torchvision', 'image_folder', 'decode_all', 'check_parts', 'load_folder',
+           'wordnet_names', 'load_imagenet', 'memory', 'resize', 'Data', 'choose_labels', 'with_labels', 'check_counts',
            'check_dataset', 'get_data']
 
 # %% ../nbs/01_data.ipynb #be648c98
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from platformdirs import user_cache_dir
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -118,17 +119,29 @@ def read_image(path: Any,             # a file, or a stream of one, in one of `F
     x, y = (im.width-size)//2, (im.height-size)//2
     return torch.from_numpy(np.array(im.crop((x, y, x+size, y+size))))
 
+# %% ../nbs/01_data.ipynb #386ff41a
+@dataclass(frozen=True)
+class Draws:
+    "Chance for the images here, the `part` of a batch of `n`: the numbers that the whole batch would get."
+    g: torch.Generator       # on the CPU
+    n: int                   # images of the whole batch
+    part: Any = field(default_factory=lambda: slice(None))  # which of them are here
+    def integers(self, high: int, *shape: int) -> Tensor: # (*shape, B, 1)
+        "Whole numbers from 0 to below `high`."
+        return torch.randint(0, high, (*shape, self.n, 1), generator=self.g)[..., self.part, :]
+
 # %% ../nbs/01_data.ipynb #d9b45750
 def shift_flip(x: Tensor,           # (B, H, W, 3) uint8
                shift: int,          # largest shift in pixels
                flip: Tensor,        # (B,) bool, which images to flip
-               g: torch.Generator   # on the CPU
+               g: torch.Generator|Draws # on the CPU
               ) -> Tensor:          # (B, H, W, 3) uint8
     """Each image shifted by up to `shift` pixels each way, filled with 0, and flipped where `flip` says so.
 
     The augmentation of phases 1 and 2, of the group's code."""
     B, H, W, _ = x.shape
-    dy, dx = torch.randint(0, 2*shift+1, (2, B, 1), generator=g)
+    draws = g if isinstance(g, Draws) else Draws(g, B)
+    dy, dx = draws.integers(2*shift+1, 2)
     rows, cols = dy + torch.arange(H), dx + torch.arange(W)                         # (B, H), (B, W)
     cols = torch.where(flip[:, None], cols.flip(1), cols)
     x = F.pad(x, (0, 0, shift, shift, shift, shift))                                # (B, H+2s, W+2s, 3)
@@ -144,11 +157,12 @@ def to_float(x: Tensor # (B, H, W, 3) uint8
 # %% ../nbs/01_data.ipynb #c0a1b2c4
 def cutout_square(x: Tensor,          # (B, H, W, 3) uint8
                   side: int,          # of the square, in pixels
-                  g: torch.Generator  # on the CPU
+                  g: torch.Generator|Draws # on the CPU
                  ) -> Tensor:         # (B, H, W, 3) uint8
     "Each image with a square painted grey whose middle lies anywhere in it (DeVries and Taylor 2017)."
     B, H, W, _ = x.shape
-    top, left = (torch.randint(0, n, (B, 1), generator=g) - side//2 for n in (H, W))
+    draws = g if isinstance(g, Draws) else Draws(g, B)
+    top, left = (draws.integers(n) - side//2 for n in (H, W))
     rows, cols = torch.arange(H) - top, torch.arange(W) - left                      # (B, H), (B, W)
     inside = ((0 <= rows) & (rows < side))[:, :, None] & ((0 <= cols) & (cols < side))[:, None]
     return torch.where(inside[..., None].to(x.device), x.new_tensor(127), x)
@@ -170,7 +184,7 @@ class Augment:
 
     def __call__(self, x: Tensor,           # (B, H, W, 3) uint8
                  flipped: Tensor,           # (B,) bool
-                 g: torch.Generator) -> Tensor:  # (B, H, W, 3) uint8
+                 g: torch.Generator|Draws) -> Tensor:  # (B, H, W, 3) uint8
         "The images `x`, changed."
         if self.shift or self.flip: x = shift_flip(x, self.shift, flipped, g)
         return cutout_square(x, self.cutout, g) if self.cutout else x
@@ -217,7 +231,7 @@ def decode_files(data: FileSet, chunks: list[list[int]], workers: int
 # %% ../nbs/01_data.ipynb #918598ef
 def data_root(root: str = '') -> Path:
     "The folder of data sets."
-    root = root or os.environ.get('DLMECH_DATA') or '~/.cache/dlmech'
+    root = root or os.environ.get('DLMECH_DATA') or user_cache_dir('dlmech', appauthor=False)
     return base()/Path(root).expanduser()
 
 # %% ../nbs/01_data.ipynb #3668faeb
@@ -272,10 +286,11 @@ def image_folder(path: Path,                    # holds a folder for each label
     except OSError as e:
         raise DlmechError(f'dataset: {path} is no folder of images: it should hold one folder for each '
                           f'label, with images in it ({str(e).splitlines()[0]})') from None
-    if names is not None and s.classes != names:
+    found = [name.encode(errors='replace').decode() for name in s.classes]  # bytes that are no text: ?
+    if names is not None and found != names:
         raise DlmechError(f'dataset: the labels of {path} are not those of the training images: '
-                          f'{sorted(set(s.classes) ^ set(names))[:5]} differ')
-    return FileSet([f for f, _ in s.samples], torch.tensor(s.targets), s.classes, size, strict)
+                          f'{sorted(set(found) ^ set(names))[:5]} differ')
+    return FileSet([f for f, _ in s.samples], torch.tensor(s.targets), found, size, strict)
 
 def decode_all(s: FileSet) -> ImageSet:
     "Every image of `s` that can be decoded, decoded now and held as bytes."
@@ -338,12 +353,22 @@ def load_imagenet(root: Path, size: int = 224, strict: bool = False) -> tuple[Im
     return (decode_all(train), decode_all(val)) if size <= 64 else (train, val)
 
 # %% ../nbs/01_data.ipynb #d0a1b2cc
+def memory() -> float:
+    "Bytes of memory that this machine has; no bound where it does not say."
+    try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, ValueError, OSError): return float('inf')
+
 def resize(s: ImageSet, size: int) -> ImageSet:
-    "The images scaled to `size` x `size`."
+    "The images scaled to `size` x `size`. Raises a `DlmechError` if they need more memory than there is."
     if s.images.shape[1] == size: return s
+    if (need := 3 * len(s.images) * size**2) > memory():
+        raise DlmechError(f'size: {len(s.images):,} images of {size} x {size} are {need / 1e9:,.0f} GB, more '
+                          'than this machine has; it may be less, and images in a folder are read as they '
+                          'are needed')
     scale = lambda x: F.interpolate(x.permute(0, 3, 1, 2).float(), size=(size, size), mode='bilinear',
                                     antialias=True).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    return ImageSet(torch.cat([scale(x) for x in s.images.split(1000)]), s.labels, s.names)
+    parts = s.images.split(max(1, 2**27 // size**2))
+    return ImageSet(torch.cat([scale(x) for x in parts]), s.labels, s.names)
 
 # %% ../nbs/01_data.ipynb #7db17db1
 @dataclass

@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'USUAL', 'PACES', 'mixed', 'compiled', 'placed', 'Pace', 'one_step', 'seconds_in_turn', 'measure_paces',
-           'best_pace', 'describe_pace', 'training_flops', 'matrix_rate']
+           'best_pace', 'describe_pace', 'times_in_turn', 'describe_machine', 'training_flops', 'matrix_rate',
+           'memory_rate']
 
 # %% ../nbs/01_pace.ipynb #138af34f
-import copy, statistics, time
+import copy, platform, statistics, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pandas as pd, torch, torch.nn.functional as F
 from torch import nn, Tensor
 
-from .run import one_of
+from .run import one_of, versions
 
 # %% ../nbs/01_pace.ipynb #bd205a3b
 NUMBERS = '', 'float32', 'bfloat16'  # of products while training; '': bfloat16 on a GPU, float32 on a CPU
@@ -134,6 +137,36 @@ def describe_pace(table: pd.DataFrame) -> str:
     told = ', '.join(f'{pace} {n:,.0f}' for pace, n in zip(table['pace'], table['images_per_second']))
     return f'images a second: {told}; chosen: {best_pace(table)}'
 
+# %% ../nbs/01_pace.ipynb #85cb2e35
+def times_in_turn(steps: dict[str, Callable[[], Any]],  # the first is what the others are compared with
+                  repeats: int = 3,   # rounds that are timed
+                  warm: bool = True   # whether every one is called once before
+                 ) -> pd.DataFrame:
+    """A row for each step, all called in turn: median processor and wall seconds, and its processor seconds
+    as a multiple of the first's: the median of the rounds, the smallest and the largest (ours)."""
+    for step in steps.values() if warm else (): step()
+    rounds: list[list[tuple[float, float]]] = []
+    for _ in range(repeats):
+        rounds.append([])
+        for step in steps.values():
+            wall, own = time.perf_counter(), time.process_time()
+            step()
+            rounds[-1].append((time.process_time() - own, time.perf_counter() - wall))
+    own, wall = torch.tensor(rounds, dtype=torch.float64).unbind(2)                  # (repeats, steps)
+    ratio = own / own[:, :1].clamp(min=1e-9)
+    columns = dict(cpu_s=own.quantile(.5, 0), wall_s=wall.quantile(.5, 0), ratio=ratio.quantile(.5, 0),
+                   ratio_low=ratio.amin(0), ratio_high=ratio.amax(0))
+    return pd.DataFrame({'what': list(steps)} | {k: v.tolist() for k, v in columns.items()})
+
+# %% ../nbs/01_pace.ipynb #400464e5
+def describe_machine() -> str:
+    "The processor, what of it torch uses, threads, versions, and the day."
+    about = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    names = [line.partition(': ')[2] for line in about if line.startswith('model name')]
+    told = ', '.join(f'{k} {v}' for k, v in versions().items())
+    return (f'{(names or [platform.processor()])[0]} ({torch.backends.cpu.get_cpu_capability()}), '
+            f'threads {torch.get_num_threads()}, {told}, {date.today()}')
+
 # %% ../nbs/01_pace.ipynb #70711328
 def training_flops(net: nn.Module, size: int, K: int) -> float:
     "The floating-point operations of one image in one step of training: torch's own count."
@@ -151,3 +184,12 @@ def matrix_rate(number: str, device: torch.device, n: int = 2048, repeats: int =
         a @ b
         if device.type == 'cuda': torch.cuda.synchronize(device)
     return 2 * n**3 / seconds_in_turn(dict(product=product), repeats)['product']
+
+def memory_rate(device: torch.device, n: int = 2**25, repeats: int = 5) -> float:
+    "Bytes a second, read and written, of a copy of `n` numbers, more than caches hold."
+    a = torch.zeros(n, device=device)
+    b = torch.empty_like(a)
+    def copy_once() -> None:
+        b.copy_(a)
+        if device.type == 'cuda': torch.cuda.synchronize()
+    return 2 * a.element_size() * n / seconds_in_turn(dict(copy=copy_once), repeats)['copy']

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np, pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import nct, rankdata, t as student
+from scipy.special import nctdtr, stdtr, stdtrit  # scipy.stats takes half a second to import
 
 from .run import DlmechError
 
@@ -27,7 +27,7 @@ def interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     "Mean and half-width of its interval by Student's t; the half-width of a single value is NaN."
     v = np.asarray(values, float)
     if len(v) < 2: return float(v.mean()), float('nan')
-    return float(v.mean()), float(student.ppf((1 + level) / 2, len(v)-1) * v.std(ddof=1) / len(v)**.5)
+    return float(v.mean()), float(stdtrit(len(v)-1, (1 + level) / 2) * v.std(ddof=1) / len(v)**.5)
 
 def describe_mean(values: ArrayLike) -> str:
     "Mean ± half-width of its 95 % interval; the mean alone of a single value, `none` if there are only NaN."
@@ -65,7 +65,7 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> Line:
     b = dx @ y / (dx @ dx)
     a = y.mean() - b * x.mean()
     left, total = ((y - a - b*x)**2).sum(), ((y - y.mean())**2).sum()
-    s, t = np.sqrt(left / (n-2)), student.ppf((1 + LEVEL) / 2, n-2)
+    s, t = np.sqrt(left / (n-2)), stdtrit(n-2, (1 + LEVEL) / 2)
     return Line(float(a), float(b), float(t * s * np.sqrt(1/n + x.mean()**2 / (dx @ dx))),
                 float(t * s / np.sqrt(dx @ dx)), float(1 - left/total) if total else 1., n)
 
@@ -75,14 +75,14 @@ POWER = .8
 def t_power(delta: float, # the effect in standard deviations
             n: int) -> float:
     "How often a two-sided t-test at 0.05 finds an effect of that size with n values."
-    edge, shift = student.ppf((1 + LEVEL) / 2, n-1), abs(delta) * n**.5
-    return float(nct.sf(edge, n-1, shift) + nct.cdf(-edge, n-1, shift))
+    edge, shift = stdtrit(n-1, (1 + LEVEL) / 2), abs(delta) * n**.5
+    return float(1 - nctdtr(n-1, shift, edge) + nctdtr(n-1, shift, -edge))
 
 def n_to_decide(delta: float # the effect in standard deviations
                ) -> int|None:
     "The least n with a power of 0.8; None for no effect, which no n finds, and beyond a million."
     if not abs(delta) > 1e-3: return None
-    n = max(2, int((student.ppf((1 + LEVEL) / 2, 10**6) + student.ppf(POWER, 10**6))**2 / delta**2))
+    n = max(2, int(sum(stdtrit(10**6, p) for p in ((1 + LEVEL) / 2, POWER))**2 / delta**2))
     if n > 1000: return n                   # the normal distribution's n: off by two at most
     while t_power(delta, n) < POWER: n += 1
     return n
@@ -141,8 +141,8 @@ def judge(effect: float, error: float, # of the estimate, and its standard error
     if n < 2 or np.isnan(error):
         nan = float('nan')
         return Verdict(effect, nan, nan, nan, n, over, nan, sign * away > 0, abs(away))
-    half = student.ppf((1 + LEVEL) / 2, n-1) * error
-    p = 2 * student.sf(abs(away) / error, n-1) if error else float(away == 0)
+    half = stdtrit(n-1, (1 + LEVEL) / 2) * error
+    p = 2 * stdtr(n-1, -abs(away) / error) if error else float(away == 0)
     return Verdict(effect, float(effect - half), float(effect + half), error, n, over, float(p),
                    bool(sign * away > 0), abs(away))
 
@@ -188,6 +188,7 @@ def slope_weights(layers: int) -> np.ndarray:
 def rank_correlation(values: ArrayLike # of layer 1, 2, …
                     ) -> float:
     "Spearman's rank correlation of the values with the layer; 0 where all are the same."
+    from scipy.stats import rankdata
     r = rankdata(values) - (len(np.asarray(values)) + 1) / 2
     at = np.arange(len(r)) - (len(r) - 1) / 2
     return float(r @ at / np.sqrt((r @ r) * (at @ at))) if r.any() else 0.
@@ -254,7 +255,7 @@ def fit_power(K: ArrayLike, y: ArrayLike) -> Power:
     a = shape @ y / (shape**2).sum(1)
     left = ((y - a[:, None] * shape)**2).sum(1)
     best = int(left.argmin())
-    far = left[best] * (1 + student.ppf((1 + LEVEL) / 2, len(K)-2)**2 / (len(K)-2))
+    far = left[best] * (1 + stdtrit(len(K)-2, (1 + LEVEL) / 2)**2 / (len(K)-2))
     inside = EXPONENTS[left <= max(far, left[best] + 1e-12 * (y @ y))]
     return Power(float(a[best] * unit**-EXPONENTS[best]), float(EXPONENTS[best]), float(inside.min()),
                  float(inside.max()), len(K), left)
@@ -322,8 +323,8 @@ def hardly_depends(K: ArrayLike, value: ArrayLike,
     edges = [-MARGIN] if falls_only else [-MARGIN, MARGIN]
     nearest = min(edges, key=lambda edge: t_at(edge) if abs(f.b - edge) < 6 else float('inf'))
     inside = f.b > -MARGIN and (falls_only or f.b < MARGIN)
-    error = (f.high - f.low) / 2 / student.ppf((1 + LEVEL) / 2, df)
-    return Verdict(f.b, f.low, f.high, float(error), f.n, over, float(2 * student.sf(t_at(nearest), df)),
+    error = (f.high - f.low) / 2 / stdtrit(df, (1 + LEVEL) / 2)
+    return Verdict(f.b, f.low, f.high, float(error), f.n, over, float(2 * stdtr(df, -t_at(nearest))),
                    bool(inside), min(abs(f.b - edge) for edge in edges))
 
 # %% ../nbs/00_stats.ipynb #9d255cce

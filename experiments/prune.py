@@ -10,24 +10,38 @@ dlmech/results, where the notebook reads them.
 
 Selection, then repair, on networks that come with the package: filters and kernels, by the seed of the
 calibration images.
+
+    python experiments/prune.py --cut vgg16-cifar10-d64 resnet56-cifar100 --files FOLDER [--ship]
+
+How much smaller and faster a network gets at which loss, beside an even cut and torch-pruning; FOLDER holds
+the weights of networks that do not come with the package.
 """
 import argparse, time
+from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import dlmech
 from dlmech.datasets import get_data
-from dlmech.model import start
+from dlmech.model import start, train_or_load
 from dlmech.pruning.scores import SCORES
 from dlmech.run import ParameterError, RESULTS, Run
-from dlmech.study.compare import (Calibrated, dilution_study, end_study, gather, head_study, kernel_study,
-                                  latency_study, LIBRARY, Method, method_of, METHODS, removal_study,
-                                  repair_study, RULES, scratch_study, Subject, TABLES)
+from dlmech.study.claims import NAMED
+from dlmech.study.compare import (Calibrated, cut_study, dilution_study, end_study, gather, head_study,
+                                  kernel_study, latency_study, LIBRARY, Method, method_of, METHODS,
+                                  removal_study, repair_study, RULES, scratch_study, Subject, TABLES)
 from dlmech.study.study import Study
 
 LAYERS = {'vgg16-cifar10-d16': [8, 9, 10, 11, 12, 13], 'vgg6-cifar10': [4, 5]}  # of which filters go
 KERNELS_OF = 'vgg6-cifar10',                                                # whose kernels go too
+MACS = [('multiply-adds', left) for left in (.7, .6, .5)]
+HALF = [('filters', .5)]
+CUT = {'vgg16-cifar10-d64': [('8 to 13', range(8, 14), HALF), ('all', range(1, 14), MACS)],
+       'vgg16-cifar10-d16': [('8 to 13', range(8, 14), HALF), ('all', range(1, 14), MACS)],
+       'vgg6-cifar10': [('4, 5', (4, 5), HALF), ('all', range(1, 6), MACS)],
+       'resnet56-cifar10': [('inside blocks', range(9), MACS[:1])],
+       'resnet56-cifar100': [('inside blocks', range(9), MACS[:1])]}
 
 
 def method(text: str) -> Method:
@@ -65,6 +79,8 @@ def options() -> argparse.Namespace:
     p.add_argument('--device', default='auto')
     p.add_argument('--repair', nargs='+', choices=list(LAYERS), default=[],
                    help='selection, then repair, on these networks')
+    p.add_argument('--cut', nargs='+', choices=list(CUT), default=[], help='smaller and faster networks')
+    p.add_argument('--files', type=Path, default=Path('.'), help='where weights of others lie')
     p.add_argument('--ship', action='store_true', help='put the tables of these runs into the package')
     return p.parse_args()
 
@@ -120,9 +136,39 @@ def repairs(args: argparse.Namespace) -> None:
                 print(f'{name}, seed {seed}: {rows} rows, {time.time() - began:.0f} s', flush=True)
 
 
+def network_and_data(name: str, args: argparse.Namespace) -> tuple:
+    "A network of the package, or of a file of weights, and its images."
+    named = NAMED.get(name)
+    if not (named and named.weights): return dlmech.load(name), get_data(name.split('-')[1], args.root)
+    run = start(layer='all', weights=str(args.files/named.weights), runs=args.runs, root=args.root,
+                **named.params)
+    return train_or_load(run), run.data
+
+
+def paths_of(name: str, layers: Iterable[int]) -> list[str]:
+    "The module paths of layers: a VGG's by number; of a ResNet the first convolutions of all its blocks."
+    if not name.startswith('resnet'): return [f'layers.{n}' for n in layers]
+    return [f'layer{stage}.{block}.bn1' for stage in (1, 2, 3) for block in layers]
+
+
+def cuts(args: argparse.Namespace) -> None:
+    "Fills the table of cuts, seed by seed."
+    folder = RESULTS if args.ship else Path(args.runs)
+    folder.mkdir(exist_ok=True)
+    for seed in args.seeds:
+        for name in args.cut:
+            net, data = network_and_data(name, args)
+            for layers, numbers, wanted in CUT[name]:
+                make = partial(Calibrated, net, data, paths_of(name, numbers), whole=True, largest_map=1024)
+                began = time.time()
+                cut_study(folder/'repair-cuts.csv', name, make, layers, wanted, seeds=[seed]).fill()
+                print(f'{name}, {layers}, seed {seed}: {time.time() - began:.0f} s', flush=True)
+
+
 def main() -> None:
     "All networks, one after the other."
     args, runs = options(), []
+    if args.cut: return cuts(args)
     if args.repair: return repairs(args)
     args.scores = args.scores or scores_there()
     for seed in args.seeds:

@@ -8,7 +8,7 @@ into dlmech/results, where the notebooks read it.
 """
 import argparse
 
-from dlmech.run import base, ParameterError, RESULTS, write_csv
+from dlmech.run import base, DlmechError, RESULTS, write_csv
 from dlmech.study.universality import describe_sweep, plan_sweep, sweep, sweep_claims, sweep_file
 
 
@@ -22,6 +22,7 @@ def options() -> argparse.Namespace:
     p.add_argument('--Ks', type=int, nargs='+', default=[3, 5, 10, 20, 40, 60, 80, 100])
     p.add_argument('--draws', type=int, default=3)
     p.add_argument('--workers', type=int, default=0, help='processes side by side; 0: runs in turn')
+    p.add_argument('--on', default='local', help='where: local, dask://HOST:PORT, or slurm')
     p.add_argument('--runs', default='runs')
     p.add_argument('--root', default='')
     p.add_argument('--device', default='auto')
@@ -32,8 +33,8 @@ def options() -> argparse.Namespace:
 if __name__ == '__main__':
     a = options()
     asked = dict(arch=a.arch, dataset=a.dataset, d=a.d, runs=a.runs, root=a.root, device=a.device)
-    try: table = sweep(a.Ks, a.draws, a.workers, steps=a.steps, **asked)
-    except ParameterError as e: raise SystemExit(f'sweep: {e}') from None
+    try: table = sweep(a.Ks, a.draws, a.workers, steps=a.steps, on=a.on, **asked)
+    except DlmechError as e: raise SystemExit(f'sweep: {e}') from None
     print(f'{describe_sweep(table)}\n{sweep_claims(table).to_string(index=False)}', flush=True)
     file = sweep_file(plan_sweep(a.Ks, a.draws, a.steps, **asked)[0], base()/a.runs, a.steps)
     if a.ship and (table.failed == '').all(): write_csv(RESULTS/file.name, table)

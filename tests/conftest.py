@@ -11,8 +11,8 @@ from helpers import TOP
 
 UNPACK = TOP.parent/'shared'/'data'/'unpack.py'
 # files, the longest first
-LONG = """notebooks kills explore universality real fuzz cuda prune compare controls study run package arch
-          report experiments compact scores measure""".split()
+LONG = """notebooks kills workers explore universality real fuzz cuda prune compare controls study run package
+          arch report experiments compact scores measure""".split()
 
 
 def pytest_configure(config):

@@ -1,5 +1,5 @@
-"""Make what is made: run notebooks so that they are committed with their outputs, clean, export, and write
-README.md from nbs/index.ipynb.
+"""Make what is made: run notebooks so that they are committed with their outputs, fold, clean, export, and
+write README.md from nbs/index.ipynb.
 
     python tests/refresh.py                 the README alone
     python tests/refresh.py 03_filter …     run these notebooks first (all: every one but those that need data
@@ -49,10 +49,25 @@ def execute(name: str):
                    resources={'metadata': {'path': NBS}}).execute()
     for c in nb.cells:
         if c.cell_type == 'code':
-            c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
+            c.outputs = [o for o in c.outputs if o.get('name') != 'stderr' and o.get('data') != {}]
             for o in c.outputs:
                 if 'image/png' in o.get('data', {}): o.data['image/png'] = smaller(o.data['image/png'])
     nbformat.write(nb, path)
+
+
+PHASES = '01_model', '02_probe', '03_filter', '03_measure'  # an answer first, then how it works
+
+
+def fold(nb: nbformat.NotebookNode):
+    """Folds, for JupyterLab, what a reader of the answer need not see: the exported source, and what computes
+    the answer of a notebook with parameters. Parameters and demos stay open."""
+    given = ['parameters' in c.metadata.get('tags', []) for c in nb.cells]
+    told = not any(given)
+    for c, parameters in zip(nb.cells, given):
+        told = told or c.source.startswith('# How it works')
+        hidden = c.source.startswith('#|') or not told and not parameters
+        c.metadata.pop('jupyter', None)
+        if c.cell_type == 'code' and hidden: c.metadata['jupyter'] = {'source_hidden': True}
 
 
 if __name__ == '__main__':
@@ -62,5 +77,8 @@ if __name__ == '__main__':
     for name in names:
         print(name, flush=True)
         execute(name)
+    for name in PHASES:
+        fold(nb := nbformat.read(NBS/f'{name}.ipynb', 4))
+        nbformat.write(nb, NBS/f'{name}.ipynb')
     for tool in ('nbdev_clean', 'nbdev_export'): subprocess.run([tool], cwd=TOP, check=True)
     (TOP/'README.md').write_text(readme())

@@ -9,11 +9,11 @@ from dlmech.model import start, success_rate, train_or_load
 from dlmech.pruning.afcc import Diluted
 from dlmech.pruning.scores import KERNELS, SCORES
 from dlmech.run import DlmechError, ParameterError
-from dlmech.study.compare import (AFCC, best_against_best, by_run, Chain, count_verdicts, DENSE,
-                                  dilution_study, end_study, FiltersBy, gather, KernelsBy, LIBRARY,
-                                  mask_kernels, method_of, METHODS, most_within, one_against_each,
-                                  paired_difference, removal_study, results, retrain_and_score, RULES,
-                                  Subject, TABLES)
+from dlmech.study.compare import (AFCC, best_against_best, by_run, Calibrated, Chain, count_verdicts,
+                                  cut_study, cut_to, CUTS, DENSE, dilution_study, end_study, FiltersBy,
+                                  gather, KernelsBy, LIBRARY, mask_kernels, method_of, METHODS,
+                                  most_within, one_against_each, paired_difference, removal_study,
+                                  results, retrain_and_score, RULES, Subject, TABLES)
 from helpers import killed, papermill, python
 
 
@@ -88,6 +88,45 @@ def test_a_score_and_a_rule_that_are_none_are_refused(subject):
     nois, afc = FiltersBy('nois', .5), KernelsBy('AFC', .5)
     with pytest.raises(ParameterError, match="score: there is no 'nois'"): nois.prune(subject)
     with pytest.raises(ParameterError, match="rule: there is no 'AFC'"): afc.prune(subject)
+
+
+# ---- cuts to a budget
+
+@pytest.fixture(scope='module')
+def calibrated(subject, run):
+    return Calibrated(subject.net, run.data, ['layers.4', 'layers.5'], 0, 300, 200, whole=True)
+
+
+@pytest.mark.parametrize('way', [*CUTS, LIBRARY[1]])
+def test_a_cut_keeps_its_budget(calibrated, way):
+    if way == LIBRARY[1]: pytest.importorskip('torch_pruning')
+    row = cut_to(calibrated, 'multiply-adds', .8, way)
+    total = sum(calibrated.macs.values())
+    assert .5 * total < row['macs'] <= .8 * total
+    assert row['faster_256'] > 0
+    assert 0 <= row['test_success_rate'] <= 1
+
+
+def test_half_of_the_filters_is_half_of_them(calibrated):
+    row = cut_to(calibrated, 'filters', .5, 'after GRAIL, even')
+    part = {p: n for p, n in calibrated.macs.items() if p.startswith(('layers.4', 'layers.5', 'output'))}
+    before, after = sum(calibrated.macs.values()), row['macs']
+    assert before - sum(part.values()) < after < before - .4 * sum(part.values())
+
+
+@pytest.mark.parametrize('of, left, way', [('parameters', .5, DENSE), ('filters', .5, 'best'),
+                                           ('multiply-adds', 1e-6, 'dlmech.prune')])
+def test_a_cut_that_cannot_be_is_said(calibrated, of, left, way):
+    with pytest.raises(DlmechError, match='^(of|way|keep): '): cut_to(calibrated, of, left, way)
+
+
+def test_a_study_of_cuts_has_its_dense_network(calibrated, tmp_path):
+    study = cut_study(tmp_path/'cuts.csv', 'digits', lambda seed: calibrated, '4, 5', [('filters', .5)],
+                      ['dlmech.prune'], seeds=[0])
+    table = study.fill()
+    assert table.way.tolist() == [DENSE, 'dlmech.prune']
+    assert table.macs[0] == sum(calibrated.macs.values()) > table.macs[1]
+    assert table.test_success_rate[0] == calibrated.rates(calibrated.net)['test_success_rate']
 
 
 # ---- trials

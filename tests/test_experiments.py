@@ -1,9 +1,9 @@
 """The script that trains the papers' networks, tried on a tiny one: ended at any point, it goes on; it leaves
 whole files. Where it is ended hangs on what it has done, not on how fast the machine is."""
-import json, signal, subprocess, sys
+import json, os, signal, subprocess, sys
 from functools import partial
 
-import pandas as pd
+import pandas as pd, pytest
 
 from helpers import ENV, run, TOP, wait_for
 
@@ -77,3 +77,17 @@ def test_what_is_stopped_goes_on_from_its_last_epoch(tmp_path):
         assert now.epoch.tolist() == list(range(1, len(now) + 1))
         seen = now
     assert not list(tmp_path.rglob('layers.csv'))
+
+
+@pytest.mark.skipif(not os.environ.get('DLMECH_SLOW'), reason='half a minute; by DLMECH_SLOW=1')
+def test_the_script_for_a_gpu_on_the_cpu(tmp_path):
+    "It compares, writes as it goes, and does not do again what is there."
+    script = [sys.executable, TOP/'experiments'/'gpu.py', '--device', 'cpu', '--quick', '--out',
+              tmp_path/'gpu.csv']
+    done, again = run(*script), run(*script)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.endswith('all as on the CPU (this is it)\n')
+    table = pd.read_csv(tmp_path/'gpu.csv')
+    assert table.part.unique().tolist() == ['measuring', 'training']
+    assert table.same.all()
+    assert again.stdout == 'all as on the CPU (this is it)\n'

@@ -3,20 +3,23 @@ import html, io, json, os, secrets, shutil, socket, subprocess, sys, time, urlli
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
+from matplotlib.text import Text
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import dlmech, dlmech.look.views, dlmech.measurement
 from dlmech.arch import get_model
-from dlmech.causal import causal, measure_falls
+from dlmech.causal import causal, measure_falls, read_falls
 from dlmech.datasets import get_data, to_float
-from dlmech.look.explore import Explorer
-from dlmech.look.views import as_png, filter_view, image_fields, shown_images
+from dlmech.look.explore import Explorer, words_html
+from dlmech.look.glossary import GLOSSARY
+from dlmech.look.views import (as_png, evidence_rank, filter_order, filter_view, image_fields, images_view,
+                               layer_maps, network_input, row_view, shown_images, silenced_table)
 from dlmech.measurement import measure_run
 from dlmech.model import start
-from dlmech.run import DlmechError
-from dlmech.silence import even_batches, image_labels, SWITCH
+from dlmech.run import clusters_of, DlmechError
+from dlmech.silence import even_batches, image_labels, let_through, SWITCH
 
 TOP = Path(__file__).resolve().parent.parent
 SMALL = dict(arch='vgg6', dataset='digits', layer='all', d=4)
@@ -50,7 +53,9 @@ def upload(e, name, content):
 @pytest.mark.parametrize('control, value, changed', [
     ('layer', 4, {'matrix', 'curves', 'image', 'images', 'silence', 'causal'}),
     ('filter', 7, {'matrix', 'image', 'images', 'silence', 'causal'}),
-    ('order', 'SNR', {'matrix', 'image', 'images', 'silence', 'causal'}), ('threshold', .7, {'matrix'}),
+    ('number', 3, {'matrix', 'image', 'images', 'silence', 'causal'}),
+    ('order', 'noise', {'matrix', 'image', 'images', 'silence', 'causal'}),
+    ('threshold', .7, {'matrix', 'curves', 'causal'}),
     ('label', 6, {'matrix', 'image', 'silence'}), ('image', 4, {'image', 'silence'}),
     ('switch', SWITCH[1], {'silence'})])
 def test_a_control_changes_what_it_should_and_nothing_else(explorer, control, value, changed):
@@ -65,7 +70,7 @@ def test_what_is_on_the_screen_is_what_the_function_draws(explorer):
     explorer.controls['layer'].value = 4
     for f in (3, 9, 20): explorer.controls['filter'].value = f
     explorer.flush()
-    fresh = as_png(filter_view(explorer.m, 4, 20, .3, 0))
+    fresh = as_png(filter_view(explorer.m, 4, explorer.controls['number'].value, .3, 0))
     a, b = (np.asarray(Image.open(io.BytesIO(png))).astype(int)
             for png in (explorer.screen.pictures['matrix'].value, fresh))
     assert a.shape == b.shape
@@ -111,7 +116,7 @@ def test_a_wrong_upload_is_refused_and_the_explorer_lives_on(explorer):
 
 def test_the_button_silences_the_filter_on_show_and_no_other(explorer, monkeypatch):
     e = explorer
-    e.controls['filter'].value = 2
+    e.controls['number'].value = 2
     e.flush()
     before = shown(e)
     e.controls['falls'].click()
@@ -123,13 +128,142 @@ def test_the_button_silences_the_filter_on_show_and_no_other(explorer, monkeypat
     whole = measure_falls(e.m.net, 'layers.5', batches, 10, 32, [[2]])
     assert np.allclose(kept['zero'], whole.zero[0])
     monkeypatch.setattr('dlmech.look.explore.measure_causal', None)  # it is not asked again
-    e.controls['filter'].value = 3
+    e.controls['number'].value = 3
     e.flush()
     assert shown(e)['causal'] not in (before['causal'], '')
-    e.controls['filter'].value = 2
+    assert 'not measured yet' in e.about.value
+    e.controls['number'].value = 2
+    assert 'without it' in e.about.value
     e.controls['falls'].click()
     e.flush()
     assert 'silenced on' in e.said.value
+
+
+def test_a_filter_is_asked_for_by_its_number_or_its_place(explorer):
+    c = explorer.controls
+    assert c.state().filter == c['number'].value == filter_order(explorer.m, 5, 'evidence')[0]  # most telling
+    c['filter'].value = 5
+    assert c['number'].value == c.state().filter == filter_order(explorer.m, 5, 'evidence')[5]
+    c['number'].value = 17
+    assert c.state().filter == 17
+    assert c.ranks[c['filter'].value] == 17
+    c['order'].value = 'number'
+    c['filter'].value = 9
+    assert c['number'].value == 9
+    c['layer'].value = 4
+    assert c['filter'].value == 0
+    assert c['number'].value == c.state().filter
+
+
+def test_the_most_telling_filter_is_no_accident():
+    "One that takes all labels, one of a single element, and one that is all but silent come after evidence."
+    rows = [dict(n_labels=10, sizes='10', noise=0, p_value=1., q_value=1., max_field=1.),    # all labels
+            dict(n_labels=1, sizes='1', noise=0, p_value=.1, q_value=.12, max_field=2.),    # a single element
+            dict(n_labels=3, sizes='1 1 1', noise=0, p_value=.001, q_value=.01, max_field=0.),  # silent
+            dict(n_labels=3, sizes='2 1', noise=1, p_value=.001, q_value=.01, max_field=1.),
+            dict(n_labels=2, sizes='2', noise=20, p_value=.02, q_value=.03, max_field=1.)]
+    assert evidence_rank(pd.DataFrame(rows), 10).tolist()[3:] == [0, 1]
+    old = pd.DataFrame(rows).drop(columns=['p_value', 'q_value'])                            # of dlmech 0.1
+    assert sorted(evidence_rank(old, 10)) == [0, 1, 2, 3, 4]
+
+
+def test_the_threshold_moves_the_clusters_everywhere(explorer, run):
+    "Menu, switch, order, numbers, ring: all as a run measured at that threshold would have it."
+    again = measure_run(start(**SMALL, threshold=.6, runs=str(run.path.parent)), [5])
+    e, c = explorer, explorer.controls
+    alone = [[let_through(m[5], f, SWITCH[3]) for f in range(len(m[5]))] for m in (again, e.m)]
+    c['number'].value = f = next(f for f, (a, b) in enumerate(zip(*alone)) if not a.equal(b))
+    e.flush()
+    menu, about = c['cluster'].options, e.about.value
+    c['threshold'].value = .6
+    e.flush()
+    assert c.state().filter == f                                            # it stays, its place is another
+    assert c.ranks == filter_order(again, 5, 'evidence')
+    clusters = clusters_of(again[5].filters.iloc[f])
+    assert [text for text, _ in c['cluster'].options] == ['{' + ', '.join(map(str, labels)) + '}'
+                                                          for labels in clusters]
+    shared = [col for col in again[5].filters if not col.endswith('_null')]
+    pd.testing.assert_frame_equal(e.screen.at(c.state())[5].filters[shared], again[5].filters[shared],
+                                  check_dtype=False)
+    assert e.about.value != about
+    assert f'>{again[5].row.snr:.3g}<' in e.about.value
+    own, other = (silenced_table(m, 5, f, 0, SWITCH[3]) for m in (again, e.m))
+    pd.testing.assert_frame_equal(silenced_table(e.m, 5, f, 0, SWITCH[3], threshold=.6), own)
+    assert not own.equals(other)
+    assert e.said.value == ''
+    c['threshold'].value = .3
+    e.flush()
+    assert c['cluster'].options == menu
+    assert e.about.value == about
+
+
+def test_maps_of_one_number_are_no_veil(run):
+    m = dlmech.open(run.path)
+    assert layer_maps(m, 5, torch.zeros(1, 3, 32, 32)).shape[2:] == (1, 1)
+    said = lambda n: [t.get_text() for t in images_view(m, n, 0).axes[0].texts]
+    strengths = layer_maps(m, 5, network_input(m.images, m[5].top['image'][0].tolist(), torch.device('cpu')))
+    assert 'not where' in said(5)[-1]
+    assert said(5)[8:16] == [f'{a:.3g}' for a in strengths[:, 0, 0, 0].tolist()]
+    assert not any(said(3)[8:])
+
+
+def test_no_text_is_smaller_than_8_points(explorer, run):
+    causal(explorer.m[4], n=30)
+    explorer.controls['layer'].value = 4
+    for switch in SWITCH[:2]:
+        explorer.controls['switch'].value = switch
+        explorer.flush()
+    m = explorer.m
+    figures = [*explorer.screen.figures.values(), m[5].card(3), m[5].figure(), m.figure()]
+    sizes = {t.get_fontsize() for fig in figures for t in fig.findobj(Text) if t.get_text()}
+    assert len(figures) == 9
+    assert min(sizes) >= 8
+
+
+def test_the_numbers_stand_beside_their_null(explorer):
+    m, f = explorer.m, explorer.controls['number'].value
+    row = row_view(m, 5, f).iloc[0]
+    for value in (row.snr, row.noise, row.noise_null, row.noise - row.noise_null, m[5].row.noise_null):
+        assert f'>{value:.3g}<' in explorer.about.value
+    assert f'p-value {row.p_value:.2g}, q-value {row.q_value:.2g}' in explorer.about.value
+    assert all(GLOSSARY[term] in html.unescape(words_html()) for term in ('Nc', 'Cs', 'n', 'SNR', 'winner',
+                                                                           'cross', 'null'))
+
+
+def test_the_whole_layer_is_silenced_and_kept(run, tmp_path):
+    e = Explorer(shutil.copytree(run.path, tmp_path/run.path.name))
+    e.controls['layer'].value = 5
+    e.controls['causal'].click()
+    e.flush()
+    assert 'all filters of layer 5 silenced on 1000 training images' in e.said.value
+    assert 'chance 0.5' in e.about.value
+    assert e.bar.layout.display == 'none'
+    table = causal(dlmech.open(e.m.source.run.path)[5])              # read, not made: the same falls
+    assert np.array_equal(read_falls(dlmech.open(e.m.source.run.path)[5]).zero, read_falls(e.m[5]).zero)
+    assert len(table) == len(e.m[5])
+    f = int(table.auc_zero.notna().argmax())
+    e.controls['number'].value = f
+    e.flush()
+    assert f'causal AUC {table.auc_zero[f]:.2f} at zero' in e.about.value
+
+
+def test_a_button_measures_the_other_layers(run, tmp_path):
+    e = Explorer(shutil.copytree(run.path, tmp_path/run.path.name))
+    c = e.controls
+    assert c['layer'].options == (3, 4, 5)
+    assert c['measure'].description == 'measure the other 2 layers'
+    c['number'].value = 7
+    c['measure'].click()
+    e.flush()
+    assert e.said.value.count('all 5 layers are measured') == 1
+    assert c['layer'].options == (1, 2, 3, 4, 5)
+    assert (c['layer'].value, c['number'].value) == (5, 7)           # one stays where one was
+    assert c['measure'].layout.display == 'none'
+    whole = measure_run(start(**SMALL, runs=str(tmp_path)), [1, 2, 3, 4, 5])
+    pd.testing.assert_frame_equal(e.m.layers, whole.layers)
+    c['layer'].value = 1
+    e.flush()
+    assert all(shown(e).values())
 
 
 def test_what_was_silenced_before_is_there_without_the_button(run, tmp_path):
@@ -150,7 +284,7 @@ def test_save_writes_both_and_says_the_call_that_makes_it_again(explorer, run):
         explorer.controls['save'].click()
         said = explorer.said.value
         assert 'dlmech.open(' in said, said
-        line = html.unescape(said.split('svg: ')[1].split('</span>')[0])
+        line = html.unescape(said.split('svg: ')[1].split('</div>')[0])
         assert eval(line, dict(known)).axes
     assert {p.suffix for p in (run.path/'figures').iterdir()} == {'.png', '.svg'}
 
@@ -239,7 +373,7 @@ def test_a_network_of_ones_own_opens_with_the_images_it_was_measured_on(three, f
     assert ('is not known' in e.said.value) == (form != 'own')
     monkeypatch.chdir(tmp_path)
     e.controls['save'].click()
-    assert 'filter_view(m, 4, 0, 0.3, 2)' in e.said.value
+    assert f'filter_view(m, 4, {e.controls["number"].value}, 0.3, 2)' in e.said.value
     assert {p.suffix for p in (tmp_path/'figures').iterdir()} == {'.png', '.svg'}
 
 
@@ -377,9 +511,22 @@ def drag(page, name, by):
     page.mouse.up()
 
 
+WIDE = """() => { const at = document.querySelector('.jp-OutputArea-output .widget-vbox');
+    return [at.scrollWidth - at.clientWidth, at.clientWidth]; }"""
+
+
+def fits(page):
+    "Whether nothing of the explorer stands out of its side, on a laptop and on a phone."
+    for width in (390, 1280):
+        page.set_viewport_size(dict(width=width, height=1000))
+        page.wait_for_timeout(500)
+        over, wide = page.evaluate(WIDE)
+        assert over <= 1, f'at {width} pixels it is {over} wider than the {wide} that it has'
+
+
 def screenshots(page, folder):
-    "The explorer at two widths, to be looked at."
-    for width in (1920, 1280):
+    "The explorer at three widths, to be looked at."
+    for width in (1920, 1280, 390):
         page.set_viewport_size(dict(width=width, height=1900))
         page.locator('.widget-vbox').last.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)
@@ -400,17 +547,27 @@ def test_in_a_real_jupyterlab(lab, chromium, tmp_path):
     page.wait_for_function(f"() => {KERNEL} == 'idle'", timeout=180_000)                 # all cells have run
     first = at_rest(page)
     drag(page, 'filter', 60)
-    second = changed(page, first, [0, 2, 3])  # matrix, images, image
+    second = changed(page, first, [0, 2, 3])  # matrix, image, images
     assert second[1] == first[1]                                                          # the curves stay
+    number = control(page, '.widget-inline-hbox', 'no.').locator('input')
+    number.fill('11')                                                                    # typed
+    number.press('Enter')
+    second = changed(page, second, [0, 2, 3])
+    page.get_by_text('Layer 5, filter 11').wait_for()
+    page.keyboard.press('Tab')                                                           # the threshold
+    page.keyboard.press('ArrowRight')
+    page.get_by_text('threshold 0.31').wait_for()
+    second = at_rest(page)
     control(page, '.widget-dropdown', 'network').locator('select').select_option(SWITCH[2])
     second = changed(page, second, [4])
     if folder := os.environ.get('DLMECH_SCREENSHOTS'): screenshots(page, folder)
-    drag(page, 'layer', -150)
+    fits(page)
+    drag(page, 'layer', -100)
     third = changed(page, second, [0, 1, 2, 3])
     (tmp_path/'grey.png').write_bytes(picture())
     with page.expect_file_chooser() as chooser: page.locator('.widget-upload').first.click()
     chooser.value.set_files(tmp_path/'grey.png')
-    changed(page, third, [3])
+    changed(page, third, [2])                                                            # the image
     page.get_by_text('grey.png: 50 x 40 pixels, L; made 32 x 32, RGB', exact=True).wait_for()
     assert page.evaluate(ERRORS) == []
     page.close()

@@ -11,13 +11,14 @@ from house import cells, definitions, modules, names_in, notebooks, public
 BOOKS, MODULES = notebooks(), modules()
 EXPORTED = [c for found in BOOKS.values() for c in found if c.exported]
 CODE = [c for found in BOOKS.values() for c in found if c.kind == 'code' and c.lines]
-SCRIPTS = sorted(p for folder in ('tests', 'bench', 'experiments') for p in (TOP/folder).glob('*.py'))
+SCRIPTS = sorted(p for folder in ('tests', 'bench', 'experiments', 'docs') for p in (TOP/folder).glob('*.py'))
 # data flows down: a module imports from those above it
-ORDER = '''run stats figures datasets batches layers trunk arch pace model probe filter null measurement
-           silence causal
+ORDER = '''parameters run ranks stats look.glossary figures datasets batches layers trunk arch pace model
+           probe filter null measurement silence causal
            pruning.links pruning.afcc pruning.scores pruning.repair pruning.compact pruning.prune
-           study.study study.compare study.universality study.controls study.claims study.dynamics
-           look.views look.explore look.report cli'''.split()
+           study.study study.compare study.sweeps study.universality study.controls study.claims
+           study.dynamics look.views look.marks look.beside look.explore look.report
+           cli __main__'''.split()
 
 
 def sources():
@@ -76,7 +77,7 @@ def test_an_assertion_asks_one_thing():
 
 
 def test_ruff_finds_nothing():
-    done = run('ruff', 'check', 'nbs', 'dlmech', 'tests', 'bench', 'experiments', 'setup.py',
+    done = run('ruff', 'check', 'nbs', 'dlmech', 'tests', 'bench', 'experiments', 'docs', 'setup.py',
                '--output-format', 'concise', cwd=TOP)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -101,7 +102,7 @@ def imports(path: Path) -> list[tuple[str, ...]]:
 
 def test_imports_are_in_order(tmp_path):
     "In that of ruff's isort, which would also lay them out, a name a line."
-    for folder in ('nbs', 'tests', 'bench', 'experiments'):
+    for folder in ('nbs', 'tests', 'bench', 'experiments', 'docs'):
         shutil.copytree(TOP/folder, tmp_path/folder, ignore=shutil.ignore_patterns('__pycache__', '.*'))
     shutil.copy(TOP/'pyproject.toml', tmp_path)
     files = {p: imports(p) for p in [*tmp_path.glob('nbs/*.ipynb'), *tmp_path.rglob('*.py')]}

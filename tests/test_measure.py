@@ -120,6 +120,26 @@ def test_a_folder_holds_the_same_measurement(tmp_path):
     assert with_images[1].card(0).axes
 
 
+def test_from_a_measurement_to_everything(tmp_path):
+    "Of a network of one's own, in memory, saved and opened: the methods do what the functions do."
+    net, train, test = small_net(), blobs(80, 4), blobs(40, 4, 1)
+    m = dlmech.measure(net, train, test, layers=['5'], heads='ridge')
+    with pytest.raises(DlmechError, match='lies in no folder; save it first'): m.report()
+    pages = m.report(tmp_path/'pages')
+    assert pages == tmp_path/'pages'/'index.html'
+    e = m.explore()
+    assert e.m is m
+    opened = dlmech.open(m.save(tmp_path/'mine'), model=net, images=test)
+    assert opened.report() == tmp_path/'mine'/'report'/'index.html'
+    count = lambda folder: len(list(folder.rglob('*.html')))
+    assert count(tmp_path/'mine'/'report') == count(tmp_path/'pages') > len(m['5'])
+    again = opened.explore()
+    e.controls['filter'].value = again.controls['filter'].value = 3
+    e.flush()
+    again.flush()
+    assert again.screen.pictures['matrix'].value == e.screen.pictures['matrix'].value
+
+
 def test_fields_of_images_to_score_on_are_refused(tmp_path):
     "Whoever chooses by fields asks `check_fields`; a saved measurement remembers its images."
     train, test, other = blobs(40, 4), blobs(40, 4, 1), blobs(40, 4, 2)

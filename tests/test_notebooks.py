@@ -6,6 +6,7 @@ from functools import cache
 import pandas as pd, pytest
 
 from helpers import NBS, papermill, run, TOP
+from refresh import PHASES as FOLDED
 
 ALL = sorted(p.stem for p in NBS.glob('*.ipynb'))
 PHASES = ['01_model', '02_probe', '03_filter']
@@ -87,6 +88,21 @@ def test_its_answer_stands_in_its_first_ten_cells(name, executed):
     sentences = [''.join(data['text/markdown']) for data in shown if 'text/markdown' in data]
     assert any(re.search(r'\d', s) for s in sentences), sentences
     assert any('image/png' in data or '<table' in ''.join(data.get('text/html', '')) for data in shown)
+
+
+@pytest.mark.parametrize('name', FOLDED)
+def test_the_source_is_folded_below_the_answer(name):
+    "As JupyterLab knows it; parameters and demos are open. python tests/refresh.py folds."
+    cells = [c for c in source(name)['cells'] if c['cell_type'] == 'code']
+    folded = [c['metadata'].get('jupyter', {}).get('source_hidden', False) for c in cells]
+    exported = [''.join(c['source']).startswith('#| export') for c in cells]
+    assert sum(exported) > 10
+    assert all(f for f, e in zip(folded, exported) if e)
+    assert [c for c in parameter_cells(source(name)) if c['metadata'].get('jupyter')] == []
+    demos = [f for f, c in zip(folded, cells) if ''.join(c['source']).startswith('assert')
+             or '\nassert ' in ''.join(c['source'])]
+    assert len(demos) > 2
+    assert not any(demos)
 
 
 @pytest.mark.parametrize('name, wrong, said', [

@@ -50,7 +50,7 @@ def test_a_short_training_is_not_measured(tmp_path, monkeypatch):
     assert not run.file('pace.json').exists()
 
 
-def test_a_long_one_is_measured_once_and_goes_on_at_that_pace(tmp_path, monkeypatch, capsys):
+def test_a_long_one_is_measured_once_and_goes_on_at_that_pace(tmp_path, monkeypatch, caplog):
     asked = []
     def speeds(*args):
         asked.append(args)
@@ -59,8 +59,8 @@ def test_a_long_one_is_measured_once_and_goes_on_at_that_pace(tmp_path, monkeypa
     run = start(arch='vgg6', d=2, epochs=1, labels='0,1', runs=str(tmp_path))
     r, net = get_recipe('fast', 'vgg6', run.data, 1), get_model('vgg6', 2, d=2)
     monkeypatch.setattr(model, 'LONG', 1.)
-    first = pace_of(run, net, r)
-    assert 'chosen: contiguous, bfloat16, 1 threads' in capsys.readouterr().out
+    with caplog.at_level('INFO', 'dlmech'): first = pace_of(run, net, r)
+    assert 'chosen: contiguous, bfloat16, 1 threads' in caplog.text
     assert pace_of(run, net, r) == first == Pace(**read_json(run.file('pace.json')))
     assert len(asked) == 1
     assert LONG > 1e13

@@ -64,7 +64,7 @@ def test_the_wheel_holds_modules_notebooks_and_networks(wheel):
     assert {'dlmech/run.py', 'dlmech/pruning/afcc.py', 'dlmech/look/__init__.py'} <= set(modules) <= names
     assert 'dlmech/py.typed' in names
     for p in NBS.glob('*.ipynb'): assert f'dlmech/notebooks/{p.name}' in names
-    for folder in ('zoo', 'results'):
+    for folder in ('zoo', 'results', 'look/templates'):
         for p in (TOP/'dlmech'/folder).glob('*.*'): assert f'dlmech/{folder}/{p.name}' in names
     assert not [n for n in names if n.startswith('dlmech/zoo/large')]  # a checkout's own
     assert {n.split('/')[0].split('-')[0] for n in names} == {'dlmech'}  # neither tests nor experiments

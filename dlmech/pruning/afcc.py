@@ -18,11 +18,12 @@ import pandas as pd, torch
 from torch import nn, Tensor
 
 from ..batches import Batches
-from ..layers import hooked
+from ..layers import check_takes, hooked
 from ..measurement import check_fields, Measurement, RunSource
 from ..model import answer_loss, get_recipe, new_model, train, train_epoch
 from .links import Link, link_between, links, merged, modules_of
-from ..run import check_int, clusters_of, DlmechError, generator, one_of, ParameterError, progress, Run
+from ..run import (check_int, check_kind, clusters_of, DlmechError, generator, one_of, ParameterError,
+                        progress, Run, shown)
 
 # %% ../../nbs/04_afcc.ipynb #8aba4603
 def check_measurement(m: Measurement,   # the measurement to prune by
@@ -108,6 +109,17 @@ def _link_mask(net: nn.Module,
                       'lower threshold may help')
 
 # %% ../../nbs/04_afcc.ipynb #e4f44cb5
+def _of_filters(found: dict[str, Tensor], labels: Any) -> dict[str, Tensor]:
+    "The labels of each layer's filters: those given, or those found. Raises a `ParameterError` for others."
+    if labels is None: return found
+    for path, given in check_kind('labels', labels, dict, 'dictionary, {path: (C, K) bool}').items():
+        shape = found[one_of('labels', path, found)].shape
+        if getattr(given, 'shape', None) != shape or given.dtype != torch.bool:
+            raise ParameterError(f'labels: that of {path} is {shown(given)}; it may be a tensor '
+                                 f'{tuple(shape)} of bool')
+    return found | labels
+
+# %% ../../nbs/04_afcc.ipynb #81a9c0d7
 def afcc_masks(net: nn.Module,
                m: Measurement,   # over training images
                layers: list,     # neighbours, in order: numbers or module paths, and 'output' for the outputs
@@ -121,7 +133,7 @@ def afcc_masks(net: nn.Module,
     of images to score on, and where nothing would be kept."""
     check_measurement(m, score_on=score_on)
     parts, modules = [m[layer] for layer in _chain(layers)], modules_of(net)
-    of = {p.path: labels_of(p.filters, m.K) for p in parts} | (labels or {})
+    of = _of_filters({p.path: labels_of(p.filters, m.K) for p in parts}, labels)
     of['output'] = torch.eye(m.K).bool()
     names = [p.path for p in parts] + ['output'] * ('output' in layers)
     alive, masks, rows = torch.ones(len(parts[0]), dtype=torch.bool), {}, []
@@ -244,7 +256,8 @@ def training_batches(m: Measurement, train: Any, device: Any, batch: int = 100, 
 def fit_for(model: nn.Module, m: Measurement, layers: list) -> nn.Module:
     """The network whose weights lie between these layers: itself, or, where FC layers without activation lie
     between the last of them and the outputs, a copy with these merged into one (P2's rule is of one)."""
-    if not isinstance(layers, (list, tuple)) or len(layers) < 2 or layers[-1] != 'output': return model
+    last = layers[-1] if isinstance(layers, (list, tuple)) and len(layers) > 1 else ''
+    if not (isinstance(last, str) and last == 'output'): return model
     try: link_between(model, m[layers[-2]].path, 'output')
     except DlmechError:
         one = merged(model, least=False)
@@ -270,6 +283,7 @@ def dilute(model: nn.Module,             # a trained network; stays as it is
     Raises a `DlmechError` as `afcc_masks` does, and a `ParameterError` if there are no images to retrain on.
 
         d = dlmech.dilute(net, m, ['layers.4', 'layers.5', 'output'], train=data.train)"""
+    check_kind('model', model, nn.Module, 'torch module')
     check_measurement(m, train, score_on)
     model = fit_for(model, m, layers)
     d = masked(model, *afcc_masks(model, m, layers, labels))
@@ -278,6 +292,7 @@ def dilute(model: nn.Module,             # a trained network; stays as it is
                       'off, so its strongest filters stay connected', stacklevel=2)
     if epochs := check_int('epochs', epochs, 0):
         batches = training_batches(m, train, next(model.parameters()).device, seed=seed)
+        check_takes(model, 'train', batches)
         retrain(d, batches, epochs, what, **kwargs)
     return d
 

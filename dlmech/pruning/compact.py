@@ -241,16 +241,18 @@ class SparseLinear(nn.Module):
 @torch.no_grad()
 def median_seconds(forms: dict[str, Any], # name: a module, or anything to call
                    x: Tensor, repeats: int = 9) -> dict[str, float]:
-    "Median seconds of each form on `x`, the forms run in turn in this process."
+    """Median seconds of each form on `x`, the forms run in turn in this process. On a CPU with one thread
+    these are seconds of computing, so that other processes have no say in them."""
+    clock = time.perf_counter if x.is_cuda or torch.get_num_threads() > 1 else time.thread_time
     wait = torch.cuda.synchronize if x.is_cuda else lambda: None
     seen = {name: [] for name in forms}
     for i in range(repeats + 2):                                                    # two to warm up
         for name, f in forms.items():
             wait()
-            t = time.perf_counter()
+            t = clock()
             f(x)
             wait()
-            if i >= 2: seen[name].append(time.perf_counter() - t)
+            if i >= 2: seen[name].append(clock() - t)
     return {name: statistics.median(t) for name, t in seen.items()}
 
 # %% ../../nbs/04_compact.ipynb #ecf8e739
@@ -369,7 +371,9 @@ def with_run_time_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module
     "A copy of `model` whose weights are multiplied by their masks at every pass."
     net = copy.deepcopy(model)
     for path, mask in masks.items():
-        nn.utils.parametrize.register_parametrization(net.get_submodule(path), 'weight', Masked(mask.float()))
+        m: Any = net.get_submodule(path)
+        mask = mask.float().to(m.weight.device)
+        nn.utils.parametrize.register_parametrization(m, 'weight', Masked(mask))
     return net
 
 # %% ../../nbs/04_compact.ipynb #734fb57a

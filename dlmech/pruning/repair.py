@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Subset
 
 from ..batches import as_set, Batches, UnitColours
 from ..datasets import FileSet, ImageSet
-from ..layers import evaluating
+from ..layers import check_takes, evaluating
 from ..measurement import split_off
 from .afcc import Diluted
 from .links import graph_of, Link, links, modules_of, NORMS, WEIGHTED
 from .scores import patches, UnitStats
-from ..run import check_int, DlmechError, generator, one_of, ParameterError
+from ..ranks import gathered, mine, summed
+from ..run import (check_flag, check_int, check_kind, DlmechError, generator, one_of, ParameterError,
+                        shown)
 from ..silence import image_labels
 
 # %% ../../nbs/04_repair.ipynb #4f5ffb5e
@@ -122,19 +124,33 @@ def _centred(product: Tensor, a: Tensor, b: Tensor, n: int) -> Tensor:
     "A product less that of the means, from sums over n rows."
     return product - a[:, None] * b[None] / n
 
+# %% ../../nbs/04_repair.ipynb #bcdd06ae
+def _zeros(r: Reading, *size: int) -> Tensor:
+    "Sums of nothing yet, where a reader lies."
+    return torch.zeros(size, dtype=torch.float64, device=r.dense.weight.device)
+
+def _some_rows(own: list[int] # rows of each batch of this rank
+              ) -> list[Tensor|None]:
+    "Which rows of each of them are summed, `ROWS` over the batches of all ranks; None: all of a batch."
+    parts = gathered(own)
+    counts = [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+    take, g = -(-ROWS // max(1, len(counts))), torch.Generator().manual_seed(0)
+    return mine([torch.randperm(n, generator=g)[:take] if n > take else None for n in counts])
+
+# %% ../../nbs/04_repair.ipynb #7c46f99a
 def _whole(r: Reading, xs: list[Tensor], missing: list[Tensor], bias: bool) -> Products:
     "Over whole kernels, for the inputs that are left."
-    zero: Any = 0
-    gram, lack, a, b, n = zero, zero, zero, zero, 0
-    take, g, used = -(-ROWS // len(xs)), torch.Generator().manual_seed(0), r.used
-    for x, miss in zip(xs, missing):
+    used, G = r.used, len(r.keep)
+    F_, n = len(used), 0
+    gram, lack, a, b = (_zeros(r, *size) for size in ((F_, F_), (F_, G), (F_,), (G,)))
+    for x, miss, some in zip(xs, missing, _some_rows([len(miss) for miss in missing])):
         rows = r.rows(x)[:, used]
-        if len(rows) > take:
-            some = torch.randperm(len(rows), generator=g)[:take].to(x.device)
-            rows, miss = rows[some], miss[some]
+        if some is not None: rows, miss = rows[some.to(x.device)], miss[some.to(x.device)]
         rows, miss = rows.double(), miss.double()
         gram, lack = gram + rows.T @ rows, lack + rows.T @ miss
         a, b, n = a + rows.sum(0), b + miss.sum(0), n + len(rows)
+    gram, lack, a, b, n = summed([gram, lack, a, b, torch.tensor(n)])
+    n = int(n)
     if bias: gram, lack = _centred(gram, a, a, n), _centred(lack, a, b, n)
     return Products(gram, lack[:, :, None])
 
@@ -145,12 +161,14 @@ def _taps(m: Any, C: int) -> Tensor: # (G, C, r) float64
 
 def _by_channel(r: Reading, xs: list[Tensor], dense: list[Tensor], bias: bool) -> Products:
     "Channel by channel."
-    zero: Any = 0
-    gram, cross, a, b, n = zero, zero, zero, zero, 0
+    C, n = r.keep.shape[1], 0
+    gram, cross, a, b = (_zeros(r, *size) for size in ((C, C), (C, C), (C,), (C,)))
     for x, whole in zip(xs, dense):
         left, all_ = r.rows(x).double(), r.rows(whole).double()
         gram, cross = gram + left.T @ left, cross + left.T @ all_
         a, b, n = a + left.sum(0), b + all_.sum(0), n + len(left)
+    gram, cross, a, b, n = summed([gram, cross, a, b, torch.tensor(n)])
+    n = int(n)
     if bias: gram, cross = _centred(gram, a, a, n), _centred(cross, a, b, n)
     lack = lack_of(gram, cross, _taps(r.dense, r.C), _taps(r.pruned, r.C))
     return Products(gram[r.used][:, r.used], lack[r.used])
@@ -194,12 +212,13 @@ def _weight_of(r: Reading, change: Tensor) -> Tensor: # (G, used, t)
 def _shares(r: Reading, weight: Tensor, xs: list[Tensor], missing: list[Tensor], bias: bool
            ) -> tuple[Tensor, Tensor, Tensor]: # (G,) each
     "For each output: which share of the change serves it best, the bias then, and the squares that are left."
-    zero: Any = 0
-    n, m, c, mm, mc, cc = 0, zero, zero, zero, zero, zero
+    n, (m, c, mm, mc, cc) = 0, _zeros(r, 5, len(r.keep))
     for x, miss in zip(xs, missing):
         made, miss = r.made(x, weight).double(), miss.double()
         n, m, c = n + len(miss), m + miss.sum(0), c + made.sum(0)
         mm, mc, cc = mm + (miss**2).sum(0), mc + (miss*made).sum(0), cc + (made**2).sum(0)
+    m, c, mm, mc, cc, n = summed([m, c, mm, mc, cc, torch.tensor(n)])
+    n = int(n)
     if bias: mm, mc, cc = mm - m*m/n, mc - m*c/n, cc - c*c/n
     share = (mc / cc.clamp(min=1e-30)).clamp(0, 1)
     return share, (m - share*c) / n if bias else torch.zeros_like(share), mm - 2*share*mc + share**2*cc
@@ -207,7 +226,7 @@ def _shares(r: Reading, weight: Tensor, xs: list[Tensor], missing: list[Tensor],
 def _left(r: Reading, weight: Tensor, add: Tensor, xs: list[Tensor], missing: list[Tensor]) -> Tensor: # (G,)
     "The squares that a change of the weights and the bias leaves, output by output."
     each = [((miss - r.made(x, weight) - add).double()**2).sum(0) for x, miss in zip(xs, missing)]
-    return torch.stack(each).sum(0)
+    return summed([torch.stack(each).sum(0) if each else _zeros(r, len(r.keep))])[0]
 
 # %% ../../nbs/04_repair.ipynb #210ee030
 RIDGES = 1e-4, 1e-3, 1e-2, 1e-1
@@ -237,7 +256,9 @@ def repair_reader(r: Reading, fit: Arriving, valid: Arriving, penalties: Sequenc
     r.pruned.weight += weight
     if bias and r.pruned.bias is None: r.pruned.bias = nn.Parameter(torch.zeros_like(add, dtype=weight.dtype))
     if bias: r.pruned.bias += add.to(weight.dtype)
-    before = [lost(torch.cat([m.double()**2 for m in images.missing]).sum(0)) for images in (fit, valid)]
+    zeros = _zeros(r, 1, len(r.keep))
+    squares = [torch.cat([zeros, *(m.double()**2 for m in each.missing)]).sum(0) for each in (fit, valid)]
+    before = [lost(each) for each in summed(squares)]
     return dict(reader=r.path, inputs=int(r.keep.any(0).sum()), sets=len(r.keep.unique(dim=0)),
                 whole=r.whole, penalty=penalty, lost=left / max(before[0], 1e-30),
                 lost_valid=seen / max(before[1], 1e-30))
@@ -296,7 +317,7 @@ def draw_images(data: Any, n: int, seed: int = 0) -> Any:
     "So many images of a labelled set (all, if there are fewer), by chance, each label with its share."
     asked = as_set(data)
     own, loading = asked.data, {k: v for k, v in asked.loading.items() if k != 'drop_last'}
-    if check_int('images', n, 2) >= len(own): return data
+    if (n := check_int('images', n, 2)) >= len(own): return data
     order = torch.randperm(len(own), generator=generator(seed, 'images'))
     order = order[image_labels(own)[order].argsort(stable=True)]
     at = order[torch.linspace(0, len(own)-1, n).long()]
@@ -327,8 +348,8 @@ def _check_repair(d: Any, penalty: float|None) -> Sequence[float]:
                              f'a {type(d).__name__}')
     if penalty is None: return RIDGES
     if isinstance(penalty, (int, float)) and 0 < penalty < float('inf'): return [float(penalty)]
-    raise ParameterError(f'penalty: {penalty!r} is not possible; it may be a number above 0, or None: chosen '
-                         'on a fifth of the images')
+    raise ParameterError(f'penalty: {shown(penalty)} is not possible; it may be a number above 0, or None: '
+                         'chosen on a fifth of the images')
 
 # %% ../../nbs/04_repair.ipynb #2ab99ba5
 @torch.no_grad()
@@ -338,6 +359,7 @@ def repair_on(net: nn.Module, d: Diluted, fit: list, valid: list, # batches to s
     penalties, pruned, graph, rows = _check_repair(d, penalty), copy.deepcopy(d.net), graph_of(net), []
     modules, of_pruned, found = modules_of(net), modules_of(pruned), links(net)
     for path in d.masks: one_of('masks', path, modules)
+    fit, valid = mine(fit), mine(valid)  # of several processes each sums over its own batches
     with evaluating(net), evaluating(pruned):
         sides = [_Sides(net, pruned, graph, batches) for batches in (fit, valid)]
         for node in [n for n in graph.nodes if n.op == 'call_module' and n.target in d.masks]:
@@ -366,8 +388,11 @@ def repair(net: nn.Module,              # the network before anything was remove
 
         d = dlmech.dilute(net, m, ['layers.4', 'layers.5'], epochs=0)
         d = dlmech.repair(net, d, data.train)"""
-    device = next(net.parameters()).device
-    return repair_on(net, d, *calibration_batches(data, images, device, seed, batch), penalty, whole, bias)
+    device = next(check_kind('net', net, nn.Module, 'torch module').parameters()).device
+    bias, whole = check_flag('bias', bias), None if whole is None else check_flag('whole', whole)
+    fit, valid = calibration_batches(data, images, device, seed, batch)
+    check_takes(net, 'data', fit)
+    return repair_on(net, d, fit, valid, penalty, whole, bias)
 
 # %% ../../nbs/04_repair.ipynb #420ebe10
 def _tap_shares(stats: UnitStats) -> Tensor: # (r,)
@@ -385,7 +410,7 @@ def label_gram(stats: UnitStats, bias: bool = True # whether the means are taken
     rows = torch.cat([patches(stats.reader, C, mu.float()).flatten(1) for mu in means.split(1)]).double()
     within = stats.mean_square.reshape(C, -1).double().sum(1) - means.pow(2).mean(0).flatten(1).sum(1)
     gram, mean = rows.T @ rows / K, rows.mean(0)
-    gram.diagonal().add_((within.clamp(min=0)[:, None] * _tap_shares(stats)).flatten())
+    gram.diagonal().add_((within.clamp(min=0)[:, None] * _tap_shares(stats).to(within.device)).flatten())
     return gram - mean[:, None] * mean[None] * (len(rows) / K) if bias else gram
 
 # %% ../../nbs/04_repair.ipynb #3612d2d0

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['DENSE', 'LIBRARY', 'AFCC', 'DEALT', 'GLOBAL', 'RULES', 'FIVE', 'AS_MANY', 'SCRATCH', 'Method', 'METHODS', 'SIZES',
-           'REPAIR_WAYS', 'SELECTIONS', 'MIXTURE', 'KERNEL_RULES', 'Side', 'TABLES', 'PANELS', 'COLOURS', 'MARKS',
-           'Chain', 'Subject', 'MapBatches', 'retrain_and_score', 'retrain_whole_and_score', 'prune_by_library',
-           'spread_by_library', 'mask_filters', 'cut_filters', 'removal_study', 'labels_at', 'dealt_anew', 'rule_masks',
-           'mask_kernels', 'dilution_study', 'scratch_labels', 'train_from_scratch', 'scratch_study', 'Dense',
-           'FiltersBy', 'KernelsBy', 'method_of', 'end_study', 'measure_latency', 'latency_study', 'try_head',
-           'head_study', 'by_run', 'paired_difference', 'settings', 'best_against_best', 'one_against_each',
-           'count_verdicts', 'most_within', 'Calibrated', 'select_and_repair', 'repair_study', 'kernels_and_repair',
-           'kernel_study', 'chosen_on_validation', 'contrast_sides', 'repair_results', 'gather', 'results', 'by_panel',
-           'removal_figure', 'dilution_figure', 'latency_figure']
+           'REPAIR_WAYS', 'SELECTIONS', 'CUTS', 'MIXTURE', 'KERNEL_RULES', 'Side', 'TABLES', 'PANELS', 'COLOURS',
+           'MARKS', 'Chain', 'Subject', 'MapBatches', 'retrain_and_score', 'retrain_whole_and_score',
+           'prune_by_library', 'spread_by_library', 'mask_filters', 'cut_filters', 'removal_study', 'labels_at',
+           'dealt_anew', 'rule_masks', 'mask_kernels', 'dilution_study', 'scratch_labels', 'train_from_scratch',
+           'scratch_study', 'Dense', 'FiltersBy', 'KernelsBy', 'method_of', 'end_study', 'measure_latency',
+           'latency_study', 'try_head', 'head_study', 'by_run', 'paired_difference', 'settings', 'best_against_best',
+           'one_against_each', 'count_verdicts', 'most_within', 'Calibrated', 'select_and_repair', 'repair_study',
+           'cut_to', 'cut_study', 'kernels_and_repair', 'kernel_study', 'chosen_on_validation', 'contrast_sides',
+           'repair_results', 'gather', 'results', 'by_panel', 'removal_figure', 'dilution_figure', 'latency_figure']
 
 # %% ../../nbs/05_compare.ipynb #07b93d4e
-import copy
+import copy, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
@@ -36,9 +37,10 @@ from ..model import get_recipe, success_rate, train_or_load
 from ..probe import heads_for, merge_rows
 from ..pruning.afcc import (afcc_masks, Diluted, from_scratch, masked, random_labels, retrain, shared,
                                  widen)
-from ..pruning.compact import compact, compare_networks, cut_out, macs, macs_by_layer
+from ..pruning.compact import (compact, compare_networks, cut_out, macs, macs_by_layer,
+                                    median_seconds)
 from ..pruning.links import link_between, weights_of
-from ..pruning.prune import macs_left, remove_and_repair
+from ..pruning.prune import Budget, kept_filters, macs_left, remove_and_repair
 from ..pruning.repair import draw_images, repair_on
 from ..pruning.scores import (head_trials, keep_top_filters, keep_top_n, kept_maps, KERNELS,
                                    magnitude_masks, PHASE3, remove, SCORES, split, unit_stats, UnitStats)
@@ -468,15 +470,17 @@ def most_within(table: pd.DataFrame, # with the rows of the dense network, calle
 class Calibrated:
     "A network with what some training images, drawn by a seed, say of some layers' filters."
     def __init__(self, net: nn.Module, data: Any, layers: list[str], # module paths, in order
-                 seed: int, images: int = 2_000, scored: int = 5_000, heads: str = 'ridge'):
+                 seed: int, images: int = 2_000, scored: int = 5_000, heads: str = 'ridge',
+                 whole: bool = False, **how): # keep images, not maps of the first reader; of `measure`
         drawn, device = draw_images(data.train, images, seed), next(net.parameters()).device
         self.seed, x = seed, next(iter(Batches(drawn, 2, device)))[0]
-        self.measurement = measure(net, drawn, fields_on=drawn, layers=layers, heads=heads, seed=seed)
+        self.measurement = measure(net, drawn, fields_on=drawn, layers=layers, heads=heads, seed=seed,
+                                   **how)
         self.stats_of = unit_stats(net, self.measurement, layers, Batches(drawn, 250, device), data.test)
         self.macs, self.net, front = macs_by_layer(net, x), net, nn.Identity()
         first = next(iter(self.stats_of.values())).link.target
-        try: front, self.net = split(net, first)
-        except DlmechError: pass  # a shortcut goes around it: whole images then
+        with suppress(DlmechError):  # where a shortcut goes around it: whole images then
+            if not whole: front, self.net = split(net, first)
         parts = drawn, draw_images(data.valid, scored, 0), draw_images(data.test, scored, 0)
         kept = [kept_maps(front, Batches(part, 200, device, shuffle=True)) for part in parts]
         self.valid, self.test = kept[1:]
@@ -520,6 +524,51 @@ def repair_study(path: Path, network: str, make: Callable[[int], Calibrated], # 
             for s, r, way in [(DENSE, 0., 'none'), *product(selections, removed, ways)]]
     trial = lambda r: select_and_repair(made(r['seed']), r['selection'], r['removed'], r['repair'])
     return Study(path, rows, trial)
+
+# %% ../../nbs/05_compare.ipynb #ba850816
+CUTS: dict[str, dict[str, Any]] = {
+    'dlmech.prune': dict(score='greedy OBS', even=False, repair='ridge'),
+    'after GRAIL, even': dict(score='Wanda', even=True, repair='after GRAIL')}
+
+def _cut(c: Calibrated, of: str, left: float, way: str, x: Tensor) -> nn.Module:
+    "The compact network."
+    total = sum(c.macs.values())
+    if way == LIBRARY[1]:
+        made = [s.link.source for s in c.stats_of.values()]
+        if of == 'filters': return prune_by_library(c.net, made, 1 - left, x[:1], spread=True)
+        return spread_by_library(c.net, made, round(left * total), x[:1])
+    how = CUTS[one_of('way', way, CUTS)]
+    budget = Budget(left, 'share') if of == 'filters' else Budget(left * total, 'macs')
+    keep = kept_filters(c.net, c.stats_of, SCORES[how['score']], budget, how['even'], x)
+    removed = remove_and_repair(c.net, c.stats_of, keep, sets=c.sets, **REPAIR_WAYS[how['repair']])
+    return cut_out(removed, x)[0]
+
+# %% ../../nbs/05_compare.ipynb #0cdd4b04
+def cut_to(c: Calibrated,            # made with `whole=True`
+           of: str,                  # filters or multiply-adds
+           left: float,              # the share of these that is left
+           way: str) -> dict:        # a key of `CUTS`, torch-pruning's, or dense
+    """What a network is without the rest (ours): SR, multiply-adds, how much faster one image and 256 are.
+
+    Raises a `ParameterError` for another `of` or `way`, and a `DlmechError` for a budget out of reach."""
+    one_of('of', of, ('filters', 'multiply-adds'))
+    if way == DENSE: return dict(macs=sum(c.macs.values())) | c.rates(c.net)
+    began, x = time.thread_time(), c.test[0][0]
+    small, row = _cut(c, of, left, way, x[:8]), {}
+    row['seconds'] = time.thread_time() - began
+    for n, repeats in ((1, 51), (256, 5)):
+        took = median_seconds(dict(dense=c.net, cut=small), x[torch.arange(n) % len(x)], repeats)
+        row[f'faster_{n}'] = took['dense'] / took['cut']
+    return row | dict(macs=macs(small, x[:1])) | c.rates(small)
+
+def cut_study(path: Path, network: str, make: Callable[[int], Calibrated], # by the seed of the images
+              layers: str, wanted: Sequence[tuple[str, float]],            # filters or multiply-adds, left
+              ways: Sequence[str] = (*CUTS, LIBRARY[1]), seeds: Sequence[int] = (0, 1, 2)) -> Study:
+    "SR, multiply-adds and speed by what is to be left, how it is cut, and the seed of the images (ours)."
+    made, about = lru_cache(1)(make), dict(network=network, layers=layers)
+    each = [('filters', 1., DENSE), *((of, left, way) for of, left in wanted for way in ways)]
+    rows = [about | dict(of=of, left=left, way=way, seed=seed) for seed in seeds for of, left, way in each]
+    return Study(path, rows, lambda r: cut_to(made(r['seed']), r['of'], r['left'], r['way']))
 
 # %% ../../nbs/05_compare.ipynb #f9a28a2e
 MIXTURE = 'Wanda x (shared labels + 0.1)'
@@ -585,10 +634,10 @@ def contrast_sides(table: pd.DataFrame, sides: dict[str, tuple[Side, Side]],
     return pd.DataFrame(rows)
 
 # %% ../../nbs/05_compare.ipynb #308ad10c
-def repair_results(name: str) -> pd.DataFrame: # filters, kernels or aims
+def repair_results(name: str) -> pd.DataFrame: # filters, kernels or cuts
     """A table of the project's own results of repairs, as it ships with the package. Raises a
     `ParameterError` for a name that is no table's, and a `DlmechError` for a table that does not ship."""
-    path = RESULTS/f"repair-{one_of('table', name, ('filters', 'kernels', 'aims'))}.csv"
+    path = RESULTS/f"repair-{one_of('table', name, ('filters', 'kernels', 'cuts'))}.csv"
     if path.is_file(): return read_csv(path)
     raise DlmechError(f'there are no results of repaired {name} in the package yet')
 

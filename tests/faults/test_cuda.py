@@ -1,20 +1,24 @@
 """Every public path on a device that is not there (`pretended.py`): what a GPU would refuse is refused, what
 comes out is what the CPU says. And networks that are compiled."""
-import copy
+import copy, io
 from dataclasses import replace
 
 import pandas as pd, pytest, torch
+from PIL import Image
 
 import dlmech, dlmech.measurement, dlmech.model, dlmech.probe
 from dlmech.batches import Batches
-from dlmech.causal import causal
+from dlmech.causal import causal, cooperation
 from dlmech.datasets import get_data
-from dlmech.look.views import as_png, causal_view, filter_view, images_view, silenced_table
+from dlmech.look.views import (as_png, causal_view, filter_view, image_view, images_view, silenced_table,
+                               silenced_view, uploaded)
 from dlmech.measurement import measure_run
 from dlmech.model import get_recipe, start, success_rate, train
+from dlmech.pace import measure_paces, PACES
 from dlmech.probe import FACTS, Heads, heads_of, PAPER
 from dlmech.pruning.afcc import afcc_masks, from_scratch, holding, masked, random_afcc
-from dlmech.pruning.compact import compact
+from dlmech.pruning.compact import compact, compare_networks, load_compact, macs, save_compact
+from dlmech.pruning.repair import repair_by_labels
 from dlmech.pruning.scores import keep_top_n, kept_maps, KERNELS, magnitude_masks, SCORES, split, unit_stats
 from dlmech.silence import SWITCH
 from helpers import blobs, linked_net
@@ -193,3 +197,38 @@ def test_a_compiled_network_is_measured_as_it_is(compiled, how):
     assert m.layers.snr.tolist() == want.layers.snr.tolist()
     table, expected = causal(m[1]), causal(want[1])
     assert table.fall.tolist() == pytest.approx(expected.fall.tolist())
+
+
+def test_what_else_looks_at_a_network_looks_there(on_cpu, on_device, device, tmp_path):
+    "Repair, cooperation of units, compact forms, an image of the user's, the report."
+    (net, data, want), (there, m) = on_cpu, on_device
+    assert dlmech.prune(there, m, data, repair='label means')[1].kept.min() >= 1
+    g = torch.Generator().manual_seed(0)
+    masks = {'4': torch.rand(12, 8, 3, 3, generator=g) > .3}
+    fixed, known = (dlmech.repair(n, masked(n, masks), data) for n in (there, net))
+    assert torch.allclose(fixed.net[4].weight.cpu(), known.net[4].weight, atol=1e-4)
+    d = masked(there, masks)
+    by_labels = repair_by_labels(there, d, unit_stats(there, m, ['3'], Batches(data, 50, device)))
+    assert (by_labels.net[4].weight[~masks['4'].to(device)] == 0).all()
+    pd.testing.assert_frame_equal(cooperation(m[2], data, data, 1), cooperation(want[2], data, data, 1))
+    x = data[0][:4].to(device)
+    small = compact(d, x)[0]
+    save_compact(tmp_path/'c.safetensors', small)
+    assert torch.allclose(load_compact(tmp_path/'c.safetensors', net)(data[0][:4]), small(x).cpu(), atol=1e-4)
+    assert compare_networks(there, d, small, x, (1,), 1).size
+    assert macs(there, x[:1]) == macs(net, data[0][:1])
+    assert dlmech.report(m, tmp_path/'report').exists()
+
+
+def test_a_run_there_by_every_recipe(run, device, tmp_path):
+    "Muon with a moving average, heads of every kind, masks of fields, images of the user's own."
+    data, net = run.data, dlmech.network('vgg6', 3, d=2).to(device)
+    train(net, data, get_recipe('brief', 'vgg6', data, epochs=1), device)
+    assert measure_paces(net, 4, 32, 3, device, PACES[:1], 1).shape[0] == 1
+    m = measure_run(replace(run, device=device))
+    out = io.BytesIO()
+    Image.new('RGB', (20, 20)).save(out, 'png')
+    picture, said = uploaded(m, 'a.png', out.getvalue())
+    for image in 0, picture: assert as_png(image_view(m, 5, 0, image))[1:4] == b'PNG'
+    assert as_png(silenced_view(m, 5, 0, 0))[1:4] == b'PNG'
+    assert said

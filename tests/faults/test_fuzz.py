@@ -1,11 +1,14 @@
 """Every public function of `dlmech`, and the main ones of its modules, called with whatever comes: what comes
 out is an answer or a sentence, never somebody else's error. Quick: 30 calls each, or `DLMECH_FUZZ=2000`."""
-import math, os, re
+import inspect, math, os, re
+from collections import Counter
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 
-import pytest, torch
-from hypothesis import given, HealthCheck, settings, strategies as st
+import matplotlib.pyplot as plt, pytest, torch
+from hypothesis import given, HealthCheck, Phase, settings, strategies as st
 
 import dlmech
 from dlmech.arch import read_normal, read_plan
@@ -16,13 +19,16 @@ from dlmech.layers import answer_of, check_layers, layer_numbers, LayerName
 from dlmech.model import start
 from dlmech.null import measure_fields
 from dlmech.probe import heads_of
+from dlmech.pruning.afcc import masked
 from dlmech.pruning.scores import keep_top
 from dlmech.run import check_int, check_labels, check_parameter, check_share, DlmechError, Parameters
 from helpers import blobs, small_net
+from noted import FUZZ, replace_rows
 
 EXAMPLES = int(os.environ.get('DLMECH_FUZZ', 30))
-fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES <= 100, database=None,
-                suppress_health_check=list(HealthCheck))
+MANY = EXAMPLES > 100  # where the first that fails is told as it is, and no smaller one is looked for
+fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=not MANY, database=None,
+                phases=[Phase.generate] if MANY else list(Phase), suppress_health_check=list(HealthCheck))
 
 ODD = [0, 1, -1, 2**53, 2**63, 10**40, math.nan, math.inf]
 WORDS = ['all', 'last', 'layers.5', '5@2x3', '3', 'a\0b', '../..', '']
@@ -39,9 +45,13 @@ anything = st.recursive(plain, lambda inner: st.one_of(st.lists(inner, max_size=
                         max_leaves=6)
 
 
+CALLED: Counter = Counter()  # how often each function was
+
+
 def call(f, *args, **asked):
     """What `f` answers; None where it said in a sentence why it does not. Anything else is raised, but a
     TypeError of a wrong signature."""
+    CALLED[f'{f.__module__}.{f.__qualname__}'] += 1
     try: return f(*args, **asked)
     except DlmechError as e:
         assert str(e).strip(), 'a sentence says something'
@@ -56,6 +66,23 @@ def measured() -> dlmech.Measurement:
     "A small measurement over training images."
     data = blobs(80, 4)
     return dlmech.measure(small_net(), data, data, heads='ridge')
+
+
+@cache
+def finished():
+    "A small finished run."
+    run = start(arch='vgg6', d=2, epochs=1, labels=3, layer='all', heads='ridge', runs=mkdtemp())
+    dlmech.measure_run(run)
+    return run
+
+
+@pytest.fixture(scope='module', autouse=True)
+def kept(request):
+    "How often each was called is kept in the slow part."
+    before = request.session.testsfailed
+    yield
+    if EXAMPLES < int(FUZZ) or request.session.testsfailed > before: return
+    replace_rows('test_fuzz', '', [dict(of=name, count=n) for name, n in CALLED.items() if n >= EXAMPLES])
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +121,7 @@ def test_data(asked):
 @fuzz
 @given(name=anything)
 def test_names(name):
-    for f in dlmech.data, dlmech.load, dlmech.open, dlmech.explore:
-        if isinstance(name, (str, bytes)) or f not in (dlmech.explore,): call(f, name)
+    for f in dlmech.data, dlmech.load, dlmech.open: call(f, name)
     assert len(dlmech.zoo()) > 0
 
 
@@ -128,7 +154,7 @@ def test_measure_with_given_heads(weight):
     assert m is None or weight.shape == (4, 8, 5, 5)
 
 
-PRUNE = 'keep', 'layers', 'score', 'repair', 'even', 'images'
+PRUNE = 'keep', 'layers', 'score', 'repair', 'even', 'images', 'seed', 'score_on'
 
 
 @fuzz
@@ -154,6 +180,11 @@ def test_network(name, value):
     if net is not None: assert net.eval()(torch.zeros(1, 3, 32, 32)).ndim == 2 or name == 'size'
 
 
+def not_there(value):
+    "A text that can be no path, so that nothing is written; what is no text stays."
+    return f'{value}\0' if isinstance(value, str) else value
+
+
 @fuzz
 @given(layer=anything, unit=anything)
 def test_measurement(layer, unit):
@@ -161,6 +192,68 @@ def test_measurement(layer, unit):
     part = call(m.__getitem__, layer)
     if part is not None: call(part.field, unit)
     call(m.number, layer)
+    call(m.save, not_there(unit))
+    call(m[1].card, unit)
+    plt.close('all')
+
+
+@fuzz
+@given(layers=anything)
+def test_measure_run(layers):
+    for asked in (layers,), (finished(), layers): m = call(dlmech.measure_run, *asked)
+    if m is not None: assert len(m) == 5
+
+
+OPEN = 'model', 'images', 'threshold', 'images_of', 'root', 'device'
+
+
+@fuzz
+@given(name=st.sampled_from(OPEN), value=anything)
+def test_open(name, value):
+    m = call(dlmech.open, finished().path, **{name: value})
+    if m is not None: assert m.layers.snr.notna().all()
+    if m is not None and name == 'threshold': assert m.threshold == .3 == value
+
+
+@fuzz
+@given(path=anything, x=anything)
+def test_own_head(path, x):
+    net = small_net()
+    for asked in (path, '5', blobs(4, 4)[0]), (net, path, blobs(4, 4)[0]), (net, '5', x):
+        heads = call(dlmech.own_head, *asked)
+    if heads is not None: assert heads.weight('5').shape == (4, 8, 5, 5)
+
+
+@cache
+def diluted():
+    "A network under masks."
+    torch.manual_seed(0)
+    return masked(small_net(), {'4': torch.rand(8, 6, 3, 3) > .5})
+
+
+REPAIR = 'net', 'd', 'data', 'images', 'penalty', 'whole', 'bias', 'seed', 'batch'
+
+
+@fuzz
+@given(name=st.sampled_from(REPAIR), value=anything)
+def test_repair(name, value):
+    found = call(dlmech.repair, **dict(net=small_net(), d=diluted(), data=blobs(24, 4)) | {name: value})
+    if found is not None: assert (found.net[4].weight[~diluted().masks['4']] == 0).all()
+
+
+@fuzz
+@given(value=anything)
+def test_report_and_explore(value):
+    call(dlmech.explore, value)
+    call(dlmech.report, value)
+    for name in list(inspect.signature(dlmech.report).parameters)[1:]:
+        if value is not None: call(dlmech.report, measured(), **{name: not_there(value)})
+    plt.close('all')
+
+
+def test_every_name_is_called_here():
+    said = set(re.findall(r'dlmech\.(\w+)', Path(__file__).read_text()))
+    assert set(dlmech.__all__) - {'DlmechError', 'start', 'zoo'} <= said
 
 
 # ---- the main functions of the modules

@@ -1,11 +1,11 @@
 "What somebody else's files, names and folders can do: nothing but be read, shown, or refused in a sentence."
-import io, re, shlex, subprocess, tracemalloc
+import html as html_text, io, json, re, shlex, subprocess, tracemalloc
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest
 from PIL import Image
 
-import dlmech, dlmech.look.report as report
+import dlmech
 from dlmech.cli import main
 from dlmech.datasets import FORMATS, MOST_PIXELS, MOST_SIDE, read_image, scaled_size
 from dlmech.figures import card_figure, filter_figure, layer_figure
@@ -13,7 +13,7 @@ from dlmech.look.views import (as_png, causal_view, filter_view, image_view, ima
                                uploaded)
 from dlmech.measurement import command
 from dlmech.run import DlmechError, Parameters
-from helpers import blobs, small_net
+from helpers import blobs, find_chromium, small_net
 
 EVIL = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', r'$\frac{$', "$5 & '$6'"]
 
@@ -114,15 +114,35 @@ def test_nothing_named_runs_in_the_report(measured, tmp_path):
     m = measured
     m.title, m[2].path = EVIL[0], EVIL[1]
     m[2].store.filters = m[2].filters.assign(filter=[*m[2].filters['filter'][:-1], EVIL[0]])
-    index = report.index_page(m)
-    page = report.filter_page(m, 2, 0, {})
-    for html in index, page:
+    folder = dlmech.report(m, tmp_path/'r', against=m).parent
+    pages = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob('*.html')}
+    assert {'index.html', 'glossary.html', 'changes.html', 'layer-2/index.html', 'layer-2/filter-0.html'
+            } <= {*pages}
+    for html in pages.values():
         assert '<script>alert' not in html
-        assert 'onerror=alert' not in re.sub(r'&#34;&gt;&lt;img src=x onerror=alert', '', html)
+        assert 'onerror=alert' not in re.sub(r'&#34;&gt;&lt;img src=x onerror=alert|'
+                                             r'\\"\\u003e\\u003cimg src=x onerror=alert', '', html)
         assert '&lt;script&gt;alert(1)&lt;/script&gt;' in html
-    assert index.count('<script>') == 1   # the one that sorts
-    assert report.picture_html(b'', '"><b>').count('<') == 1
-    assert report.page('</title><script>', report.fill_in('{{ t }}', t='<i>')).count('<script>') == 0
+        assert html.count('<script') == 2  # of its own, both from files
+        assert html.count('<script src="') == 2
+    names = re.search("data-names='([^']*)'", pages['index.html'])[1]
+    assert json.loads(html_text.unescape(names)) == EVIL
+
+
+def test_labels_that_look_like_scripts_are_searched_and_shown_as_text(measured, tmp_path):
+    "In a browser: no dialog, no request but for the report's own files, and the search finds them."
+    path, index, opened = find_chromium(), dlmech.report(measured, tmp_path/'r'), []
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu'])
+        page = browser.new_page()
+        for event in 'dialog', 'pageerror', 'console', 'requestfailed':
+            page.on(event, lambda said: opened.append(said))
+        page.goto(index.as_uri())
+        page.get_by_role('searchbox').fill(EVIL[0])
+        assert page.evaluate('document.querySelectorAll("main script, main img").length') == 0
+        browser.close()
+    assert opened == []
 
 
 # ---- the shell

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import dlmech
 from dlmech.arch import layers_of
@@ -11,7 +12,7 @@ from dlmech.batches import as_images, as_labels, Batches
 from dlmech.datasets import as_rgb, FileSet, get_data, load_folder, read_image
 from dlmech.filter import fields, find_clusters, LabelSums, snr
 from dlmech.layers import answer_of
-from dlmech.model import start
+from dlmech.model import start, train_or_load
 from dlmech.probe import heads_of
 from dlmech.run import check_int, check_labels, check_parameter, DlmechError, ParameterError, Parameters
 from helpers import blobs, small_net
@@ -119,8 +120,8 @@ def test_a_folder_of_which_nothing_can_be_read_is_one_sentence(tmp_path):
     (dict(batch=1.5), 'batch: 1.5'), (dict(largest_map=-1), 'largest_map: -1'), (dict(layers=5), 'layers: 5'),
     (dict(layers=[]), 'layers: '), (dict(layers=['5', 3]), 'layers: '),
     (dict(layers=['3', '3@2x2']), 'layers: 3 is named twice'),
-    (dict(layers='5@2x3'), "layer: 5@2x3: after @ may stand a side"),
-    (dict(layers='5@2x2,4x4'), 'layer: 5@2x2,4x4'), (dict(names=['a']), 'names: 1 names for 4 labels'),
+    (dict(layers='5@2x3'), "layer: '5@2x3': after @ may stand a side"),
+    (dict(layers='5@2x2,4x4'), "layer: '5@2x2,4x4'"), (dict(names=['a']), 'names: 1 names for 4 labels'),
     (dict(names=7), 'names: 7 is no list'), (dict(output=3), 'output: the network answers with one tensor'),
     (dict(device='tpu'), "device: there is no 'tpu'"),
 ])
@@ -240,3 +241,85 @@ def test_what_is_right_is_still_taken():
     assert not math.isnan(measure(threshold=np.float32(.25), batch=np.int64(40), layers=['5']).layers.snr[0])
     assert check_parameter('runs', Path('a')) == 'a'
     assert check_parameter('d', '16') == check_parameter('d', 16.) == 16
+
+
+# ---- images that a network cannot take
+
+Y = torch.arange(24) % 4
+
+
+@pytest.mark.parametrize('shape', [(1, 16, 16), (3, 40, 40), (7,), ()])
+def test_images_of_another_shape_are_said_with_whose_they_are(shape):
+    x = torch.zeros(24, *shape)
+    for images, name in (((x, Y), TEST), 'heads_on'), ((TRAIN, (x, Y)), 'fields_on'):
+        with pytest.raises(DlmechError, match=f'^{name}: the network cannot take images of shape') as e:
+            dlmech.measure(small_net(), *images, heads='ridge', layers='5')
+        assert '\n' not in str(e.value)
+
+
+def test_what_prunes_and_repairs_says_it_too():
+    m, x = dlmech.measure(small_net(), TRAIN, TRAIN, heads='ridge'), (torch.zeros(24, 1, 16, 16), Y)
+    d = dlmech.dilute(m.net, m, [1, 2], epochs=0)
+    for work, name in ((lambda: dlmech.prune(m.net, m, x), 'data'),
+                       (lambda: dlmech.repair(m.net, d, x), 'data'),
+                       (lambda: dlmech.dilute(m.net, m, [1, 2], x), 'train'),
+                       (lambda: dlmech.own_head(m.net, '5', x[0]), 'x')):
+        with pytest.raises(DlmechError, match=f'^{name}: the network cannot take images of shape'): work()
+
+
+def test_a_head_fits_maps_of_one_size():
+    "A network that takes images of any size still has maps of a size."
+    nn = torch.nn
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    large = torch.randn(24, 3, 40, 40, generator=torch.Generator().manual_seed(0)), Y
+    with pytest.raises(DlmechError, match=r'fields_on: .* the maps of 1 are .6, 38, 38., for those of'):
+        dlmech.measure(net, TRAIN, large, heads='ridge', layers='1')
+    assert len(dlmech.measure(net, TRAIN, large, heads='ridge', layers='1@1x1')[1]) == 6
+
+
+def test_images_of_different_sizes_are_said():
+    images = [(torch.zeros(3, 16 + i % 2, 16), i % 4) for i in range(24)]
+    with pytest.raises(DlmechError, match=r'images: those of a batch .* are .3, 16, 16., .3, 17, 16.;'):
+        dlmech.measure(small_net(), images, images, heads='ridge')
+
+
+@pytest.mark.parametrize('asked', [dict(net=3), dict(even=1), dict(layers=3), dict(images='five')])
+def test_what_prune_cannot_be_asked_is_said(asked):
+    m = dlmech.measure(small_net(), TRAIN, TRAIN, heads='ridge')
+    with pytest.raises(ParameterError, match=f'^{next(iter(asked))}: '):
+        dlmech.prune(**dict(net=m.net, m=m, data=TRAIN) | asked)
+
+
+# ---- what was said too late, or not at all
+
+def test_a_size_that_no_memory_holds_is_said_before_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr('dlmech.datasets.memory', lambda: 2e9)
+    with pytest.raises(DlmechError, match=r'size: [\d,]+ images of 4096 x 4096 are \d+ GB, more than'):
+        get_data('digits', size=4096)
+
+
+@pytest.mark.parametrize('normal', ['0/0', '.5/-1', 'imagnet'])
+def test_a_normal_that_cannot_be_is_said_before_a_folder_is_made(tmp_path, normal):
+    with pytest.raises(ParameterError, match='^normal: '): start(runs=str(tmp_path/'runs'), normal=normal)
+    assert not (tmp_path/'runs').exists()
+
+
+@pytest.mark.parametrize('end', ['pth', 'safetensors'])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, end):
+    net = dlmech.network('vgg6', 3, d=2)
+    state = net.state_dict() | {'fc.1.weight': torch.full_like(net.fc[1].weight, NAN)}
+    if end == 'pth': torch.save(state, tmp_path/'a.pth')
+    else: save_file(state, tmp_path/'a.safetensors')
+    r = start(arch='vgg6', d=2, labels=3, runs=str(tmp_path/'runs'), weights=str(tmp_path/f'a.{end}'))
+    with pytest.raises(DlmechError, match='fc.1.weight holds numbers that are not finite'): train_or_load(r)
+
+
+def test_a_folder_whose_name_is_no_text_has_a_name(tmp_path):
+    "Bytes of another encoding, as an old archive leaves them."
+    try: (tmp_path/'\udcff').mkdir()
+    except OSError: pytest.skip('this file system takes text alone')
+    folder_of(tmp_path, dict(cat=6))
+    for i in range(6): Image.new('RGB', (8, 8), (40*i, 0, 0)).save(tmp_path/'\udcff'/f'{i}.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # of few images
+        assert get_data(f'folder:{tmp_path}').names == ['cat', '?']

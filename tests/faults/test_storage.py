@@ -1,11 +1,13 @@
 "What lies on disk: damaged files are refused in one sentence, advice is true, nothing is taken for another."
 import errno, json, random, shutil, threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
+from safetensors.torch import save_file
 
 import dlmech
-from dlmech import model, probe
+from dlmech import measurement, model, probe
 from dlmech.batches import Batches
 from dlmech.filter import fields, label_means, observe
 from dlmech.measurement import measure_run, Pass
@@ -38,38 +40,43 @@ def again(folder: Path, **changes):
     return start(**SMALL | dict(runs=str(folder.parent)) | changes)
 
 
-def damages(run, folder: Path, n: int, seed: int) -> tuple[int, int]:
-    "n damaged files: how many were refused, and how many were as before; anything else is an error."
+def damages(run, folder: Path, n: int, seed: int) -> pd.DataFrame:
+    """n damaged files, by kind of file: how many were refused, how many read as before, and how many as
+    something else without a word; any other error is one."""
     r, read = random.Random(seed), readers(run)
     whole_files = {name: (folder/name).read_bytes() for name in read}
     kept = {name: manifest_of(folder/name).read_bytes() for name in read}
-    right, refused, equal = {name: f(folder) for name, f in read.items()}, 0, 0
+    right = {name: f(folder) for name, f in read.items()}
+    came = pd.DataFrame(0, index=list(read), columns=['refused', 'as_before', 'wrong'])
     for i in range(n):
         name, damage = list(read)[i % len(read)], DAMAGE[i // len(read) % len(DAMAGE)]
         of_manifest = i // (len(read) * len(DAMAGE)) % 5 == 4   # a fifth hits the manifest
         path, data = folder/name, whole_files[name]
         if of_manifest: path, data = manifest_of(path), kept[name]
         path.write_bytes(damage(data, r))
-        try: assert same(read[name](folder), right[name]), f'{name}, {damage.__name__} (number {i}): another'
+        try: found = 'as_before' if same(read[name](folder), right[name]) else 'wrong'
         except DlmechError as e:
-            refused += 1
+            found = 'refused'
             assert name in str(e) and '\n' not in str(e) and str(folder) in str(e), e
-        else: equal += 1
         finally: path.write_bytes(data)
-    return refused, equal
+        if found == 'wrong': print(f'{name}, {damage.__name__}, {i}: another, without a word')
+        came.loc[name, found] += 1
+    return came
 
 
 def test_damaged_files_are_refused_or_read_as_they_were(run, copy):
-    refused, equal = damages(run, copy, 900, 0)
-    assert refused > 850  # some damage changes nothing: a line changes places with itself
-    assert refused + equal == 900
+    came = damages(run, copy, 900, 0).sum()
+    assert came.wrong == 0
+    assert came.refused > 850  # some damage changes nothing: a line changes places with itself
+    assert came.sum() == 900
 
 
 @pytest.mark.slow
-def test_twenty_thousand_damaged_files(run, copy):
-    refused, equal = damages(run, copy, 20_000, 1)
-    print(f'{refused} refused, {equal} as before')
-    assert refused > 18_000
+def test_twenty_thousand_damaged_files(run, copy, note):
+    came = damages(run, copy, 20_000, 1)
+    assert came.wrong.sum() == 0
+    assert came.refused.sum() > 18_000
+    note([dict(of=name, count=row.sum(), **row) for name, row in came.iterrows()])
 
 
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'train.csv', 'probe.csv', 'layers.csv',
@@ -153,6 +160,13 @@ def test_an_old_folder_opens_with_a_word_and_impossible_tables_are_refused(run, 
         with pytest.raises(DlmechError, match='filters-5.csv is damaged'): len(dlmech.open(copy)[5].filters)
 
 
+def test_a_folder_that_was_copied_without_what_is_hidden_says_so(copy):
+    "As `cp -r run/* there`, or an archive without hidden folders, leaves it."
+    shutil.rmtree(copy/MANIFEST)
+    for read in (lambda: dlmech.open(copy)), (lambda: again(copy)):
+        with pytest.warns(DlmechWarning, match='has lost its folder .manifest'): read()
+
+
 def test_numbers_that_are_none_are_refused_where_no_manifest_is(run, copy):
     shutil.rmtree(copy/MANIFEST)
     for name, key in (('fields-5', 'fields'), ('head-5', 'weight')):
@@ -162,6 +176,51 @@ def test_numbers_that_are_none_are_refused_where_no_manifest_is(run, copy):
         part = dlmech.open(copy)[5]
         with pytest.raises(DlmechError, match=f'{name}.safetensors is damaged .*not finite'):
             part.field(len(part)-1) if key == 'fields' else part.head
+
+
+@pytest.mark.parametrize('name, change', [
+    ('head', lambda t: {'weight': t['weight'].int()}), ('head', lambda t: {'weight': t['weight'][:2]}),
+    ('top', lambda t: {k: v.float() for k, v in t.items()}),
+    ('top', lambda t: t | {'output': t['output'] + 9}),
+    ('fields', lambda t: {'fields': t['fields'][:, :2].contiguous()}),
+    ('fields', lambda t: {'x': t['fields']})])
+def test_tensors_of_another_kind_are_refused_where_no_manifest_is(copy, name, change):
+    path = copy/f'{name}-5.safetensors'
+    tensors, about = read_tensors(path)
+    shutil.rmtree(copy/MANIFEST)
+    save_file(change({k: v.clone() for k, v in tensors.items()}), path, metadata=about)
+    with pytest.raises(DlmechError, match=f'{name}-5.safetensors is damaged'):
+        part = dlmech.open(copy)[5]
+        part.card(0)
+        assert part.head is not None
+
+
+def test_words_among_numbers_are_refused_where_no_manifest_is(copy):
+    shutil.rmtree(copy/MANIFEST)
+    pd.read_csv(copy/'filters-5.csv').assign(noise='x').to_csv(copy/'filters-5.csv', index=False)
+    with pytest.raises(DlmechError, match='filters-5.csv is damaged .*noise'):
+        len(dlmech.open(copy)[5].filters)
+
+
+def test_other_images_than_those_of_the_fields_are_said(tmp_path):
+    data = blobs(80, 4)
+    dlmech.measure(small_net(), data, data, layers='5', heads='ridge').save(tmp_path/'m')
+    part = dlmech.open(tmp_path/'m', images=tuple(t[:4] for t in data))[2]
+    with pytest.raises(DlmechError, match='images: there is no image .* among these 4;'): part.card(0)
+
+
+def test_one_folder_is_saved_to_once(tmp_path, monkeypatch):
+    "Also where two find it empty at the same time."
+    data = blobs(80, 4)
+    m, locked_as = dlmech.measure(small_net(), data, data, layers='5', heads='ridge'), measurement.locked
+    @contextmanager
+    def second(folder):
+        monkeypatch.setattr(measurement, 'locked', locked_as)
+        m.save(folder)
+        with locked_as(folder): yield
+    monkeypatch.setattr(measurement, 'locked', second)
+    with pytest.raises(DlmechError, match='holds a measurement already'): m.save(tmp_path/'m')
+    assert dlmech.open(tmp_path/'m').layers.snr.equals(m.layers.snr)
 
 
 def test_what_a_user_changed_on_purpose_is_taken_once_he_says_so(copy):

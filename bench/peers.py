@@ -1,0 +1,428 @@
+"""dlmech beside what people use for the same now: same network, images, layers and heads, answers checked.
+
+    OMP_NUM_THREADS=1 python bench/peers.py [--quick] [--out FOLDER]
+
+What a filter does on its own (phase 3), given heads:
+- published shape: the trunk anew for each layer, an einsum a batch, a scatter_add a filter (written from the
+  published description);
+- captum: `LayerFeatureAblation` of every filter, all outputs at once. A few filters of a few images are
+  measured and scaled up;
+- hooks: forward hooks that keep all features of all layers;
+- torchvision: the same by `create_feature_extractor`;
+- torchlens: the same by `extract`.
+
+A head on every layer: hooks or torchvision, then scikit-learn's logistic regression with the same objective;
+and the published recipe of 200 epochs, the trunk anew for each layer and epoch: one is measured, and scaled.
+
+One thread, all in turn in one process. Ratios are of processor seconds within a round (median, smallest,
+largest round), since neighbours distort the wall's clock. Memory is how far the peak of a forked child rises.
+"""
+import argparse, ctypes, math, os, resource, sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+from matplotlib.figure import Figure
+from torch import nn, Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlmech.arch import get_model, layers_of
+from dlmech.batches import Batches
+from dlmech.datasets import get_data, ImageSet
+from dlmech.filter import observe
+from dlmech.layers import hooked
+from dlmech.model import load
+from dlmech.null import measure_layer
+from dlmech.pace import describe_machine, placed, times_in_turn
+from dlmech.probe import exact_heads, Heads, layer_shapes, PAPER, train_heads, WEIGHT_DECAY
+from dlmech.run import DlmechError, write_csv
+from dlmech.trunk import Trunk
+
+BATCH = 128
+CAPTUM_IMAGES, CAPTUM_FILTERS = 32, 2    # measured with captum; the rest is scaled
+
+
+@dataclass(frozen=True)
+class Case:
+    "One network, its layers with a head on each, and labelled images in batches."
+    net: nn.Module
+    paths: list[str]
+    heads: Heads
+    batches: list[tuple[Tensor, Tensor]]
+    K: int
+    @property
+    def images(self) -> int:
+        "How many."
+        return sum(len(y) for _, y in self.batches)
+
+
+def random_images(N: int, K: int) -> ImageSet:
+    "Random images in bytes, labels in turn."
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (N, 32, 32, 3), dtype=torch.uint8, generator=g)
+    return ImageSet(pixels, torch.arange(N) % K, [str(k) for k in range(K)])
+
+
+def network_and_images(d: int, N: int) -> tuple[nn.Module, ImageSet, str]:
+    "A trained VGG-16 and CIFAR-10 where they are at hand, else a random one and random images; which it is."
+    try: net, data = load(f'vgg16-cifar10-d{d}'), get_data('cifar10').train
+    except DlmechError: return get_model('vgg16', 10, d), random_images(N, 10), f'random VGG-16, d = {d}'
+    every = len(data) // N
+    return net, data.at(torch.arange(N) * every), f'trained VGG-16, d = {d}, CIFAR-10'
+
+
+def case_of(net: nn.Module, data: ImageSet, K: int, layers: list[int], batch: int = BATCH) -> Case:
+    "Heads of chance on these layers (from 1) of a VGG-16."
+    net, paths = placed(net, 'cpu').eval(), [layers_of('vgg16')[n-1] for n in layers]
+    heads = Heads(layer_shapes(net, paths, torch.zeros(1, 3, 32, 32)), K)
+    return Case(net, paths, heads, list(Batches(data, batch, shuffle=True)), K)
+
+
+# ---- phase 3: the fields (C, K, K) of all filters of all layers
+
+Fields = dict[str, Tensor]
+
+
+def ours(c: Case) -> Fields:
+    "All of phase 3: fields, and winners, top images, clusters and tables as well."
+    found: dict[str, list] = {p: [] for p in c.paths}
+    for p, (sums, responses) in observe(c.net, c.paths, c.batches, c.K, c.heads).items():
+        measure_layer(sums.means(), c.heads.weight(p), responses.wins, keep=found[p].append, permutations=0)
+    return {p: torch.from_numpy(np.concatenate(parts)) for p, parts in found.items()}
+
+
+@torch.no_grad()
+def published(c: Case) -> Fields:
+    "The trunk anew for each layer, an einsum a batch, a scatter_add a filter."
+    found = {}
+    for p in c.paths:
+        W = c.heads.weight(p)                                                        # (K, C, h, w)
+        M, count = torch.zeros(W.shape[1], c.K, c.K), torch.zeros(c.K)
+        with Trunk(c.net, [p]) as trunk:
+            for x, y in c.batches:
+                h = torch.einsum('bchw,kchw->bck', trunk(x)[p], W)
+                for f in range(len(M)): M[f].scatter_add_(0, y[:, None].expand(-1, c.K), h[:, f])
+                count += y.bincount(minlength=c.K)
+        found[p] = M / count[:, None]
+    return found
+
+
+class Cut(nn.Module):
+    "The network up to a layer, and the layer's head."
+    def __init__(self, trunk: nn.Module, path: str, weight: Tensor):
+        super().__init__()
+        self.trunk, self.path, self.maps, self.weight = trunk, path, nn.Identity(), weight
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(self.trunk(x)[self.path]).flatten(1) @ self.weight.flatten(1).T
+
+
+def by_captum(c: Case, filters: int = 0 # of each layer; 0: all
+             ) -> Fields:
+    "What the head's outputs lose when a filter's map is set to zero, averaged over each label's images."
+    from captum.attr import LayerFeatureAblation
+    from torchvision.models.feature_extraction import create_feature_extractor
+    found = {}
+    for p in c.paths:
+        W = c.heads.weight(p)
+        C, n = W.shape[1], filters or W.shape[1]
+        cut = Cut(create_feature_extractor(c.net, [p]).eval(), p, W)
+        ablation = LayerFeatureAblation(cut, cut.maps)
+        mask = torch.arange(C).clamp(max=n)[None, :, None, None].expand(1, *W.shape[1:])
+        M, count = torch.zeros(n, c.K, c.K), torch.zeros(c.K)
+        for x, y in c.batches:
+            lost = ablation.attribute(x, layer_mask=mask)[:, :n, 0, 0].reshape(len(y), c.K, n)
+            M.index_add_(1, y, lost.permute(2, 0, 1))
+            count += y.bincount(minlength=c.K)
+        found[p] = M / count[:, None]
+    return found
+
+
+def of_features(c: Case, features: dict[str, Tensor], labels: Tensor) -> Fields:
+    "The fields from all features at once: an einsum, and a mean for each label."
+    found = {}
+    for p, f in features.items():
+        h = torch.einsum('bchw,kchw->bck', f, c.heads.weight(p))                     # (N, C, K)
+        found[p] = torch.stack([h[labels == k].mean(0) for k in range(c.K)], 1)
+    return found
+
+
+Features = tuple[dict[str, Tensor], Tensor]  # {path: (N, C, h, w)}, labels (N,)
+
+
+def collected(c: Case, features_of: Callable[[Tensor], dict[str, Tensor]]) -> Features:
+    "All features and labels."
+    with torch.no_grad(): parts = [features_of(x) for x, _ in c.batches]
+    return {p: torch.cat([f[p] for f in parts]) for p in c.paths}, torch.cat([y for _, y in c.batches])
+
+
+def hook_features(c: Case) -> Features:
+    "All features, kept by forward hooks."
+    kept: dict[str, Tensor] = {}
+    def features_of(x: Tensor) -> dict[str, Tensor]:
+        c.net(x)
+        return dict(kept)
+    keep = lambda p: lambda module, given, out: kept.__setitem__(p, out)
+    with hooked([(c.net.get_submodule(p), keep(p)) for p in c.paths]): return collected(c, features_of)
+
+
+def torchvision_features(c: Case) -> Features:
+    "All features, by torchvision's feature extractor."
+    from torchvision.models.feature_extraction import create_feature_extractor
+    return collected(c, create_feature_extractor(c.net, c.paths).eval())
+
+
+def torchlens_features(c: Case) -> Features:
+    "All features, by torchlens."
+    import torchlens
+    return collected(c, lambda x: torchlens.extract(c.net, x, {p: p for p in c.paths}))
+
+
+by_hooks, by_torchvision, by_torchlens = (
+    (lambda c, features_of=f: of_features(c, *features_of(c)))
+    for f in (hook_features, torchvision_features, torchlens_features))
+PEERS: dict[str, Callable[[Case], Fields]] = {
+    'dlmech': ours, 'published shape': published, 'captum': partial(by_captum, filters=CAPTUM_FILTERS),
+    'hooks': by_hooks, 'torchvision': by_torchvision, 'torchlens': by_torchlens}
+SCALED, BARE = ('published shape', 'captum'), 'bare forward pass'
+
+
+# ---- what is measured of each
+
+def peak_mib(f: Callable[[], object]) -> float:
+    "How far the peak of the process's memory rises in a forked child; NaN if that fails."
+    with suppress(OSError, AttributeError): ctypes.CDLL('libc.so.6').malloc_trim(0)  # else it is used first
+    read, write = os.pipe()
+    if not os.fork():
+        with suppress(BaseException):
+            peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            before = peak()
+            f()
+            os.write(write, str((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10)).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as answer: return float(answer.read() or 'nan')
+
+
+def counted_flop(f: Callable[[], object]) -> int:
+    "The floating-point operations of products and convolutions, as torch counts them."
+    with FlopCounterMode(display=False) as counter: f()
+    return counter.get_total_flops()
+
+
+def fewer(c: Case, name: str) -> tuple[Case, float]:
+    "The case with fewer images, for what takes long, and how much longer all images (and filters) take."
+    n = dict(captum=CAPTUM_IMAGES).get(name, max(CAPTUM_IMAGES, c.images // 8))
+    if name not in SCALED or n >= c.images and name != 'captum': return c, 1.
+    x, y = (torch.cat(t)[:n] for t in zip(*c.batches))
+    small = replace(c, batches=list(zip(x.split(BATCH), y.split(BATCH))))
+    passes = [(c.heads.weight(p).shape[1] + 1) / (CAPTUM_FILTERS + 2) for p in c.paths]  # one without
+    return small, c.images / len(y) * (float(np.mean(passes)) if name == 'captum' else 1)
+
+
+def difference(found: Fields, expected: Fields) -> float:
+    "The largest difference of the fields, of as many filters as there are, by the layer's largest."
+    share = lambda a, b: float((a - b[:len(a)]).abs().max() / b.abs().max())
+    return max(share(M, expected[p]) for p, M in found.items())
+
+
+def agreement(c: Case) -> dict[str, float]:
+    "How far each peer's fields are from ours on a few images of each label. Raises an AssertionError if far."
+    x, y = (torch.cat(t) for t in zip(*c.batches))
+    few = torch.cat([(y == k).nonzero()[:4, 0] for k in range(c.K)])
+    small = replace(c, batches=[(x[few], y[few])])
+    expected = ours(small)
+    found = {name: difference(f(small), expected) for name, f in PEERS.items()}
+    assert max(found.values()) < 1e-4, found
+    return found
+
+
+def bare(c: Case) -> None:
+    "The network's forward pass, and nothing else."
+    with torch.no_grad():
+        for x, _ in c.batches: c.net(x)
+
+
+def phase3_table(c: Case, repeats: int) -> pd.DataFrame:
+    "A row for each peer: seconds, ratio, peak memory, agreement; and a bare forward pass."
+    far, cases = agreement(c), {name: fewer(c, name) for name in PEERS}   # agreement: the warm-up, too
+    steps = {name: partial(f, cases[name][0]) for name, f in PEERS.items()} | {BARE: partial(bare, c)}
+    t = times_in_turn(steps, repeats, warm=False).set_index('what')
+    scale = pd.Series({name: times for name, (_, times) in cases.items()}).reindex(t.index, fill_value=1.)
+    t = t.mul(scale, axis=0)
+    t['scaled'] = scale
+    t['peak_mib'] = [peak_mib(f) if scale[name] == 1 else math.nan for name, f in steps.items()]
+    return t.assign(difference=pd.Series(far)).reset_index()
+
+
+# ---- heads
+
+def loss_of(W: Tensor, f: Tensor, y: Tensor) -> float: # (K, D), (N, D), (N,)
+    "The papers' objective in float64."
+    W = W.double()
+    losses = [nn.functional.cross_entropy(a.double() @ W.T, b, reduction='sum').item()
+              for a, b in zip(f.split(512), y.split(512))]
+    return sum(losses) / len(y) + WEIGHT_DECAY / 2 * W.square().sum().item()
+
+
+Weights = dict[str, Tensor]
+
+
+def exact(c: Case) -> Weights:
+    "Our heads: the minimum, layer by layer."
+    found = exact_heads(c.net, c.paths, c.batches, c.K)
+    return {p: heads.weight(p).flatten(1) for heads in found for p in heads.paths}
+
+
+def by_sklearn(tol: float, c: Case) -> Weights:
+    "All features, kept by hooks, then scikit-learn's logistic regression of each layer: the same objective."
+    from sklearn.linear_model import LogisticRegression
+    features, y = hook_features(c)
+    found, asked = {}, dict(C=1 / (len(y) * WEIGHT_DECAY), fit_intercept=False, max_iter=10_000, tol=tol)
+    for p in c.paths:
+        fit = LogisticRegression(**asked)
+        fit.fit(features.pop(p).flatten(1).numpy(), y.numpy())
+        found[p] = torch.from_numpy(fit.coef_)
+    return found
+
+
+def an_epoch(c: Case) -> None:
+    "One epoch of the published recipe for each layer, the trunk anew for each."
+    for p in c.paths: train_heads(c.net, [p], c.batches, c.K, replace(PAPER, epochs=1))
+
+
+HEADS = {'dlmech': exact, 'hooks, scikit-learn, tol=1e-4': partial(by_sklearn, 1e-4),
+         'hooks, scikit-learn, tol=1e-6': partial(by_sklearn, 1e-6)}   # its default, and about our loss
+
+
+def heads_tables(c: Case, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "A row for each way: seconds, ratio, peak memory; and the loss of each layer's heads."
+    found: dict[str, Weights] = {}
+    steps = {name: (lambda name=name, f=f: found.__setitem__(name, f(c))) for name, f in HEADS.items()}
+    epoch = f'published recipe, {PAPER.epochs} epochs'
+    t = times_in_turn(steps | {epoch: partial(an_epoch, c)}, repeats, warm=False).set_index('what')
+    t.loc[epoch] *= PAPER.epochs
+    t['scaled'] = [PAPER.epochs if name == epoch else 1 for name in t.index]
+    again = 'dlmech', 'hooks, scikit-learn, tol=1e-4'    # a smaller tolerance needs no more memory
+    t['peak_mib'] = [peak_mib(steps[name]) if name in again else math.nan for name in t.index]
+    features, y = hook_features(c)
+    losses = pd.DataFrame([dict(layer=p, inputs=features[p][0].numel()) |
+                           {name: loss_of(w[p], features[p].flatten(1), y) for name, w in found.items()}
+                           for p in c.paths])
+    return t.reset_index(), losses
+
+
+# ---- growth
+
+GRIDS: dict[str, list[int]] = dict(N=[64, 192, 576], K=[10, 30, 90], filters=[8, 16, 32], layers=[1, 3, 9])
+BASE = dict(N=128, K=10, filters=16, layers=4)
+
+
+def growing(axis: str, value: int) -> Case:
+    "A random VGG-16 with one of its sizes changed: images, labels, filters (d of the first layer), layers."
+    size = BASE | {axis: value}
+    net = get_model('vgg16', size['K'], size['filters'])
+    layers = list(range(1, size['layers'] + 1))
+    return case_of(net, random_images(size['N'], size['K']), size['K'], layers, 32)
+
+
+def growth_rows(axis: str, value: int, repeats: int) -> Iterator[dict]:
+    "A row for each peer at one size: processor seconds, counted operations, peak memory."
+    c = growing(axis, value)
+    cases = {name: fewer(c, name) if name == 'captum' else (c, 1.) for name in PEERS}
+    steps = {name: partial(f, cases[name][0]) for name, f in PEERS.items()}
+    flop = {name: counted_flop(f) for name, f in steps.items()}                          # the warm-up, too
+    seconds = times_in_turn(steps, repeats, warm=False).cpu_s.tolist()
+    for (name, f), s in zip(steps.items(), seconds):
+        times = cases[name][1]
+        yield dict(peer=name, axis=axis, size=value, cpu_s=s * times, flop=flop[name] * times,
+                   peak_mib=peak_mib(f) if name != 'captum' else math.nan)
+
+
+def slope(sizes: pd.Series, values: pd.Series) -> float:
+    "The exponent of a power law, fitted to the logarithms."
+    fine = values > 0
+    if fine.sum() < 2: return math.nan
+    return float(np.polyfit(np.log(sizes[fine]), np.log(values[fine]), 1)[0])
+
+
+def slopes_of(growth: pd.DataFrame) -> pd.DataFrame:
+    "How time and memory of each peer grow, beside the counted operations: exponents."
+    return pd.DataFrame([dict(peer=peer, axis=axis) | {f'{name}_slope': slope(t['size'], t[name])
+                                                       for name in ('cpu_s', 'flop', 'peak_mib')}
+                         for (peer, axis), t in growth.groupby(['peer', 'axis'], sort=False)])
+
+
+def growth_figure(growth: pd.DataFrame) -> Figure:
+    "Log-log curves of time and memory against images, labels, filters and layers."
+    fig, axes = plt.subplots(2, len(GRIDS), figsize=(3.2*len(GRIDS), 5.6), sharey='row', layout='constrained')
+    for column, axis in enumerate(GRIDS):
+        for peer, t in growth[growth.axis == axis].groupby('peer', sort=False):
+            for ax, name in zip(axes[:, column], ('cpu_s', 'peak_mib')):
+                ax.loglog(t['size'], t[name], 'o-', ms=3, lw=2 if peer == 'dlmech' else 1, label=peer)
+        for ax in axes[:, column]:
+            ax.set_xticks(GRIDS[axis], labels=[str(size) for size in GRIDS[axis]])
+            ax.tick_params(axis='x', which='minor', labelbottom=False)
+        axes[1, column].set_xlabel(f'{axis} (d of layer 1)' if axis == 'filters' else axis)
+    axes[0, 0].set_ylabel('processor seconds')
+    axes[1, 0].set_ylabel('peak memory, MiB')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+    return fig
+
+
+# ---- all of it
+
+def each_table(quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    "The tables by name, as they are made: phase 3 and heads beside the peers, and how all grow."
+    d, N, layers, repeats = (4, 64, [2, 5], 1) if quick else (64, 512, list(range(1, 14)), 2)
+    net, data, what = network_and_images(d, N)
+    about = dict(network=what, machine=describe_machine())
+    yield 'phase3', phase3_table(case_of(net, data, 10, layers), repeats).assign(images=N, **about)
+    few = data.at(torch.arange(0, N, 2))
+    heads, losses = heads_tables(case_of(net, few, 10, layers), 1)
+    yield 'heads', heads.assign(images=len(few), **about)
+    yield 'losses', losses.assign(images=len(few), **about)
+    grids = dict(N=GRIDS['N'][:2]) if quick else GRIDS
+    growth = pd.DataFrame([row for axis, sizes in grids.items() for size in sizes
+                           for row in growth_rows(axis, size, 1)])
+    yield 'growth', growth.assign(machine=describe_machine())
+    yield 'slopes', slopes_of(growth)
+
+
+def tables(quick: bool = False) -> dict[str, pd.DataFrame]:
+    "Phase 3 and heads beside the peers, and how all grow. Computes with one thread."
+    with one_thread(): return dict(each_table(quick))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    "Inside, torch, numpy and scikit-learn compute with one thread."
+    from threadpoolctl import threadpool_limits
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1): yield
+    finally: torch.set_num_threads(before)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--quick', action='store_true', help='tiny sizes: whether it runs, not how fast')
+    p.add_argument('--out', type=Path, help='a folder for CSV files and the figure')
+    a = p.parse_args()
+    found = {}
+    with one_thread():
+        for name, t in each_table(a.quick): found[name] = shown(name, t, a.out)
+    if a.out: growth_figure(found['growth']).savefig(a.out/'bench-peers.png', dpi=120)
+
+
+def shown(name: str, t: pd.DataFrame, out: Path|None) -> pd.DataFrame:
+    "Prints a table, and writes it."
+    print(f'\n{name}\n{t.to_string(index=False, float_format=lambda v: f"{v:.4g}")}', flush=True)
+    if out: write_csv(out/f'bench-peers-{name}.csv', t)
+    return t
+
+
+if __name__ == '__main__': main()

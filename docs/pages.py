@@ -1,0 +1,224 @@
+"""What is made when the site is built, and not kept in git: notebooks without nbdev's lines, the API by
+module, the papers' claims, benchmarks, faults, the glossary, and a report of a measured network."""
+import json, os, re, shutil
+from pathlib import Path
+
+import pandas as pd
+
+import dlmech
+from dlmech.look.glossary import GLOSSARY
+from dlmech.run import read_csv, read_json, RESULTS
+from dlmech.stats import describe_verdicts
+from dlmech.study.claims import describe_findings, findings_grid, read_claims, tell
+from dlmech.study.universality import describe_sweep, sweep_claims
+
+TOP = Path(__file__).resolve().parent.parent
+NBS = TOP/'nbs'
+MADE = 'notebooks', 'api', 'made', 'extra'  # the folders that this file makes: pages, parts of pages, files
+WINGS = {'00': 'What all of it stands on', '01': 'Phase 1: networks and data', '02': 'Phase 2: heads',
+         '03': 'Phase 3: filters', '04': 'Dilution', '05': 'Studies',
+         '06': 'Explorer and report', '07': 'The command line'}
+
+
+def names() -> list[str]:
+    "The notebooks of the site, in order; the index is the README."
+    return sorted(p.stem for p in NBS.glob('*.ipynb') if p.stem != 'index')
+
+
+def source_of(cell: dict) -> str:
+    "A cell's source."
+    return ''.join(cell['source'])
+
+
+# ---- notebooks
+
+def link_notebooks(text: str, folder: str = 'notebooks/') -> str:
+    "Text in which every notebook that is named in backticks is a link; `folder` leads to them."
+    there = '|'.join(map(re.escape, names()))
+    return re.sub(rf'(?<!\[)`({there})`(?!\])', rf'[`\1`]({folder}\1.ipynb)', text)
+
+
+FENCED = re.compile(r'(^```.*?^```)', re.M | re.S)  # code in Markdown, in which # begins a comment
+
+
+def titles_in(text: str) -> int:
+    "How many headings of the first level a text has."
+    return len(re.findall(r'^# ', FENCED.sub('', text), re.M))
+
+
+def lowered(text: str, by: int) -> str:
+    "Markdown with its headings so many levels lower."
+    parts = FENCED.split(text)
+    return ''.join(p if i % 2 else re.sub(r'^(#{1,5} )', '#' * by + r'\1', p, flags=re.M)
+                   for i, p in enumerate(parts))
+
+
+def shown_cell(cell: dict) -> dict:
+    "A code cell without nbdev's lines; a folded source is folded here too, a widget is its text."
+    code = '\n'.join(line for line in source_of(cell).splitlines() if not line.startswith('#|')).strip('\n')
+    metadata = cell['metadata']
+    folded = dict(tags=['hide-input']) if metadata.get('jupyter', {}).get('source_hidden') else {}
+    if 'parameters' in metadata.get('tags', []):
+        folded = dict(tags=['hide-input'], mystnb=dict(code_prompt_show='Parameters'))
+    for o in cell['outputs']: o.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
+    return cell | dict(source=code, metadata=folded)
+
+
+def site_notebook(path: Path) -> dict:
+    """A notebook as the site shows it: hidden cells and nbdev's lines dropped, notebooks that are named
+    linked, one title, so that what follows a second heading of the first level stands below it."""
+    nb, kept, titles = json.loads(path.read_text()), [], 0
+    for cell in nb['cells']:
+        source = source_of(cell)
+        if cell['cell_type'] == 'raw' or source.startswith('#| hide'): continue
+        if cell['cell_type'] == 'code': cell = shown_cell(cell)
+        else:
+            titles += titles_in(source)
+            cell = cell | dict(source=link_notebooks(lowered(source, int(titles > 1)), ''))
+        if cell['source'] or cell.get('outputs'): kept.append(cell)
+    return nb | dict(cells=kept)
+
+
+def toctree(pages: list[str]) -> str:
+    "A table of contents in MyST."
+    return '```{toctree}\n:maxdepth: 1\n\n' + '\n'.join(pages) + '\n```'
+
+
+def notebook_list() -> str:
+    "All notebooks, wing by wing."
+    wings = {title: [n for n in names() if n.startswith(start)] for start, title in WINGS.items()}
+    wings['More'] = [n for n in names() if not n.startswith((*WINGS, 'tutorial'))]
+    return '\n\n'.join(f'## {title}\n\n{toctree([f"/notebooks/{n}" for n in here])}'
+                       for title, here in wings.items() if here)
+
+
+# ---- the API
+
+def module_of(name: str) -> str:
+    "The module that a notebook exports, as `pruning.afcc`, or ''."
+    sources = map(source_of, read_json(NBS/f'{name}.ipynb')['cells'])
+    return next((m[1] for s in sources if (m := re.match(r'#\| default_exp ([\w.]+)', s))), '')
+
+
+def user_table() -> str:
+    "What a user types: each name, linked, and the first sentence of its docstring."
+    rows = ['| name | what it is |', '|---|---|']
+    for name, path in sorted(dlmech.FROM.items(), key=lambda item: item[0].lower()):
+        text = ' '.join((getattr(dlmech, name).__doc__ or '').split())
+        first = re.split(r'(?<=\.)\s', text)[0].replace('|', r'\|')
+        rows.append(f'| {{py:obj}}`dlmech.{name} <dlmech.{path}>` | {first} |')
+    return '\n'.join(rows)
+
+
+def api_page(module: str, notebook: str) -> str:
+    "A module's page."
+    return (f'# dlmech.{module}\n\nFrom the notebook [`{notebook}`](../notebooks/{notebook}.ipynb).\n\n'
+            f'```{{eval-rst}}\n.. automodule:: dlmech.{module}\n   :members:\n```')
+
+
+# ---- results
+
+def as_table(table: pd.DataFrame) -> str:
+    "A table in Markdown; numbers with four digits."
+    text = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', r'\|').replace('\n', ' ')
+    rows = [list(map(str, table.columns)), ['---'] * len(table.columns)]
+    rows += [[text(v) for v in row] for row in table.itertuples(index=False)]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def claims() -> dict[str, str]:
+    "The papers' claims on every network of the tables: a sentence and a grid, and one by one."
+    told = tell(read_claims())
+    each = [f'### {str(claim)[0].upper()}{str(claim)[1:]}\n\n*{rows.papers.iloc[0]}*\n\n'
+            + as_table(rows[['network', 'data', 'finding', 'measured', 'against']])
+            for claim, rows in told.groupby('claim', sort=False)]
+    sweeps = [read_csv(path) for path in sorted(RESULTS.glob('universality-*.csv'))]
+    return {'claims-grid': f'{describe_findings(told).splitlines()[0]}\n\n'
+                           + as_table(findings_grid(told).reset_index()),
+            'claims-each': '\n\n'.join(each),
+            'claims-labels': '\n\n'.join(f'{describe_sweep(s)}. {describe_verdicts(sweep_claims(s))}'
+                                         for s in sweeps)}
+
+
+TIMES = {'times': ("The README's command", 'Once installed; and again, when all is read from the folder.'),
+         'causal-cost': ('The causal test', 'Millions of operations of the whole network, of what is behind '
+                         'the layer, and of what is computed; microseconds a filter and image.'),
+         'afcc-latency': ('Dilution', 'How many times faster than the dense network, masked and cut out, '
+                          'for one image and for 256.')}
+LEFT_OUT = 'agreement', 'run', 'arch', 'dataset', 'seed', 'whole'  # columns of no use beside others
+
+
+def time_tables() -> list[Path]:
+    "Tables of time and memory: those told of here, and whatever `bench` has left."
+    paths = [*(RESULTS/f'{name}.csv' for name in TIMES), *sorted(RESULTS.glob('bench-*.csv')),
+             *sorted((TOP/'bench'/'results').glob('*.csv'))]
+    return [p for p in paths if p.exists()]
+
+
+def benchmarks() -> str:
+    "What was measured in time and memory: every table as its script left it."
+    tables = {p.stem: read_csv(p) for p in time_tables()}
+    said = {name: '\n\n'.join(TIMES.get(name, (name,))) for name in tables}
+    return '\n\n'.join(f'## {said[name]}\n\n'
+                       + as_table(table.drop(columns=[c for c in LEFT_OUT if c in table]))
+                       for name, table in tables.items())
+
+
+def faults() -> str:
+    "What is promised of faults: the end of the notebook on runs, without its heading."
+    cells, parts, heading = read_json(NBS/'00_run.ipynb')['cells'], [], '## What is promised of faults'
+    start = next(i for i, c in enumerate(cells) if heading in source_of(c))
+    for cell in cells[start:]:
+        if cell['cell_type'] == 'markdown': parts.append(source_of(cell))
+        parts += [''.join(o['data']['text/markdown']) for o in cell.get('outputs', ())
+                  if 'text/markdown' in o.get('data', {})]
+    return link_notebooks('\n\n'.join(parts).replace(heading, ''))
+
+
+def glossary() -> str:
+    "The words of the method, as the explorer and the report say them."
+    return '\n\n'.join(f'{term}\n: {text}' for term, text in GLOSSARY.items())
+
+
+HOW = '''It is not in this copy of the site, which was built without a measured network. Name a finished run,
+whose images are at hand, when the site is built:
+
+```bash
+DLMECH_SITE_RUN=runs/vgg16-cifar10-d64-brief10-seed0 sphinx-build -W -b html docs _docs/html
+```'''
+
+
+def report(extra: Path) -> str:
+    """Writes the report of the last layer of the run that DLMECH_SITE_RUN names into `extra/report`; gives
+    what leads to it, or how it is made where none is named."""
+    if not (folder := os.environ.get('DLMECH_SITE_RUN')): return HOW
+    m = dlmech.open(folder)
+    last = max(layer.number for layer in m)
+    dlmech.report(m, out=extra/'report', layers=[last])
+    return (f'{m.title}, layer {last}: a page for each of its {len(m[last])} filters.\n\n'
+            '<a href="report/index.html">Open the report</a>')
+
+
+# ---- all of it
+
+def made(extra: Path) -> dict[str, str]:
+    "Every page, and every part that pages include, by its place."
+    modules = {module: n for n in names() if (module := module_of(n))}
+    parts = claims() | {'benchmarks': benchmarks(), 'faults': faults(), 'glossary': glossary(),
+                        'report': report(extra), 'notebooks': notebook_list(), 'names': user_table(),
+                        'modules': toctree([f'/api/{module}' for module in modules])}
+    return ({f'made/{name}.md': text for name, text in parts.items()}
+            | {f'api/{module}.md': api_page(module, n) for module, n in modules.items()}
+            | {f'notebooks/{n}.ipynb': json.dumps(site_notebook(NBS/f'{n}.ipynb')) for n in names()})
+
+
+def write_all(docs: Path) -> None:
+    "Writes all of it below `docs`; what has not changed is left alone, what is no more is taken away."
+    shutil.rmtree(docs/'extra', ignore_errors=True)
+    for folder in MADE: (docs/folder).mkdir(exist_ok=True)
+    pages = made(docs/'extra')
+    for place, text in pages.items():
+        path = docs/place
+        if not path.exists() or path.read_text() != text: path.write_text(text)
+    there = {p.relative_to(docs).as_posix() for folder in MADE[:-1] for p in (docs/folder).glob('*')}
+    for place in there - set(pages): (docs/place).unlink()

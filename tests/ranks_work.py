@@ -1,0 +1,90 @@
+"""What several processes do together, for tests/test_ranks.py; each runs `ranks_work.py FOLDER [brief]`.
+
+FOLDER holds a run that was trained, in `runs`; what comes out is written into it by the first."""
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import dlmech
+from dlmech.batches import Batches
+from dlmech.causal import causal
+from dlmech.model import get_recipe, success_rate, train, train_or_load
+from dlmech.probe import PAPER, train_heads
+from dlmech.ranks import agreed, alone, gathered, ranks
+from dlmech.run import write_csv, write_json, write_tensors
+from helpers import blobs, linked_net, small_net, TINY
+
+RUN = dict(TINY, labels=[0, 3, 7], layer=5)
+
+
+def without_norm(net: nn.Module) -> nn.Module:
+    "The same network, with nothing that looks at a whole batch."
+    for m in list(net.modules()):
+        for name, child in m.named_children():
+            if isinstance(child, nn.BatchNorm2d): setattr(m, name, nn.Identity())
+    return net
+
+
+def in_memory() -> dict[str, torch.Tensor]:
+    "Fields and top images of a network by all kinds of heads; 47 images in batches of 10."
+    net, found = small_net(), {}
+    for heads in 'exact', 'ridge':
+        m = dlmech.measure(net, blobs(53, 4), blobs(47, 4, 1), heads=heads, batch=10)
+        found |= {f'{heads}-{part.number}': part.fields for part in m}
+        found |= {f'{heads}-top-{part.number}': part.top['image'] for part in m}
+    batches = Batches(blobs(53, 4), 10, shuffle=True)
+    heads = train_heads(net.eval(), ['2', '5'], batches, 4, replace(PAPER, epochs=3))
+    return found | {f'paper-{p}': heads.weight(p) for p in heads.paths}
+
+
+def train_and_repair(folder: Path, data) -> dict[str, torch.Tensor]:
+    "Phase 1 without BatchNorm and, as a run of its own, with it; a repair."
+    net, recipe = without_norm(dlmech.network('vgg6', 3, d=2)), get_recipe('fast', 'vgg6', data)
+    log = train(net, data, replace(recipe, epochs=1, batch=20), torch.device('cpu'))
+    found = {f'trained-{k}': v for k, v in net.state_dict().items()}
+    net, (x, y) = linked_net()
+    m = dlmech.measure(net, (x, y), (x, y), layers=['3', '6'])
+    fixed = dlmech.repair(net, dlmech.dilute(net, m, ['3', '6'], epochs=0), (x, y), batch=20)
+    train_or_load(dlmech.start(**RUN | dict(seed=1), runs=str(folder/'runs')))
+    agreed(lambda: write_csv(folder/'train.csv', log))
+    agreed(lambda: write_csv(folder/'repair.csv', fixed.table))
+    return found | {f'repaired-{k}': v for k, v in fixed.net.state_dict().items()}
+
+
+def sentence(f: Callable) -> str:
+    "What `f` ends with."
+    try: return str(f())
+    except Exception as e: return f'{type(e).__name__}: {e}'
+
+
+def said() -> dict[str, list]:
+    "What each rank says of things that go wrong, and how many images a prepared loader gives."
+    from accelerate import Accelerator
+    net, r, by_itself = small_net(), ranks(), []
+    if r.first:
+        with alone(): by_itself.append(success_rate(net, Batches(blobs(47, 4), 10)))
+    loader = Accelerator().prepare(DataLoader(TensorDataset(*blobs(47, 4)), batch_size=10))
+    wrong = sentence(lambda: agreed(lambda: 1 / 0))
+    other = sentence(lambda: success_rate(net, Batches(blobs(40 + 10*r.rank, 4), 10)))
+    rate = success_rate(net, Batches(blobs(47, 4), 10))
+    return dict(rank=gathered(r.rank), by_itself=by_itself, rate=gathered(rate), wrong=gathered(wrong),
+                other=gathered(other), prepared=gathered(sum(len(y) for _, y in loader)))
+
+
+def main(folder: Path, brief: bool = False):
+    "All of it, or of several processes the measurements alone."
+    run = dlmech.start(**RUN, runs=str(folder/'runs'))
+    causal(dlmech.measure_run(run, [4, 5])[4], n=60)
+    found = in_memory() | ({} if brief else train_and_repair(folder, run.data))
+    if ranks().several:
+        told = said()
+        agreed(lambda: write_json(folder/'said.json', told))
+    agreed(lambda: write_tensors(folder/'found.safetensors', found))
+
+
+if __name__ == '__main__': main(Path(sys.argv[1]), 'brief' in sys.argv)

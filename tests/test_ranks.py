@@ -1,0 +1,189 @@
+"""Several processes: 1, 2 and 3 of them measure the same to the last digits and train alike; one that dies
+ends the others; nothing is dealt twice or lost."""
+import json, shutil, socket, subprocess, sys
+from pathlib import Path
+
+import pandas as pd, pytest, torch
+from safetensors.torch import load_file
+
+import dlmech
+from dlmech.batches import Batches, check_dealt, EveryNth, Share
+from dlmech.datasets import ImageSet
+from dlmech.model import train_or_load
+from dlmech.ranks import Ranks, ranks
+from dlmech.run import DlmechError
+from helpers import ENV, KILL_AFTER, run, TOP
+
+pytest.importorskip('accelerate', reason="what joins processes is not here: pip install 'dlmech[ranks]'")
+
+from ranks_work import main, RUN
+
+WORK = TOP/'tests'/'ranks_work.py'
+ON_CPU = {**ENV, 'ACCELERATE_USE_CPU': 'true'}
+NAME = 'vgg6-digits-labels0+3+7-d2-fast1-seed{}'
+LAUNCHERS = {2: ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', WORK],
+             3: ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '3', '--num_machines',
+                 '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', WORK]}
+
+
+@pytest.fixture(scope='module')
+def worlds(tmp_path_factory):
+    "The folder of what 1, 2 (torchrun) and 3 (accelerate launch) processes did with the same network."
+    top = tmp_path_factory.mktemp('worlds')
+    train_or_load(dlmech.start(**RUN, runs=str(top/'1'/'runs')))
+    for n in LAUNCHERS: shutil.copytree(top/'1', top/str(n))
+    main(top/'1')
+    for n, launcher in LAUNCHERS.items():
+        done = run(sys.executable, *launcher, top/str(n), *['brief'] * (n == 3), env=ON_CPU)
+        assert done.returncode == 0, done.stderr
+    return top
+
+
+def files(folder: Path) -> dict[str, Path]:
+    "What a run has made, by name."
+    return {p.name: p for p in folder.iterdir() if p.is_file() and p.name != '.lock'}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    "The largest difference, as a share of the largest number."
+    return float((a.double() - b.double()).abs().max() / a.double().abs().max())
+
+
+@pytest.mark.parametrize('world', LAUNCHERS)
+def test_a_run_is_the_same_for_any_number_of_processes(worlds, world):
+    one, several = (files(worlds/str(n)/'runs'/NAME.format(0)) for n in (1, world))
+    assert set(one) == set(several)
+    assert {'fields-4.safetensors', 'layers.csv', 'probe.csv', 'causal-4.csv'} <= set(one)
+    for name, path in one.items():
+        if path.suffix == '.csv':
+            a, b = pd.read_csv(path), pd.read_csv(several[name])
+            pd.testing.assert_frame_equal(a, b, rtol=1e-9, atol=1e-9)
+        if name.startswith(('fields', 'head')):
+            a, b = load_file(path), load_file(several[name])
+            assert max(relative(a[k], b[k]) for k in a) < 1e-12, name
+
+
+@pytest.mark.parametrize('world', LAUNCHERS)
+def test_a_measurement_in_memory_is_the_same(worlds, world):
+    one, several = (load_file(worlds/str(n)/'found.safetensors') for n in (1, world))
+    near = {'exact': 1e-12, 'ridge': 1e-6, 'paper': 1e-5}  # float32 heads, but for exact ones other bits
+    for kind, most in near.items():
+        own = [k for k in one if k.startswith(kind)]
+        assert own
+        assert max(relative(one[k], several[k]) for k in own if 'top' not in k) < most
+        assert all(torch.equal(one[k], several[k]) for k in own if 'top' in k)
+
+
+def test_training_takes_the_same_steps_but_for_batchnorm(worlds):
+    one, two = (pd.read_csv(worlds/str(n)/'train.csv') for n in (1, 2))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-4)
+    one, two = (load_file(worlds/str(n)/'found.safetensors') for n in (1, 2))
+    steps = [k for k in one if k.startswith('trained')]
+    assert max(relative(one[k], two[k]) for k in steps) < 1e-3
+    one, two = (load_file(worlds/str(n)/'runs'/NAME.format(1)/'model.safetensors') for n in (1, 2))
+    # on CPUs each normalises by its own part
+    assert max(relative(one[k], two[k]) for k in one if k.endswith('conv.weight')) > 1e-3
+    log = pd.read_csv(worlds/'2'/'runs'/NAME.format(1)/'train.csv')
+    assert len(log) == 1
+
+
+def test_a_repair_is_the_same(worlds):
+    one, two = (pd.read_csv(worlds/str(n)/'repair.csv') for n in (1, 2))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-9)
+    one, two = (load_file(worlds/str(n)/'found.safetensors') for n in (1, 2))
+    weights = [k for k in one if k.startswith('repaired')]
+    assert len(weights) > 5
+    assert max(relative(one[k], two[k]) for k in weights) < 1e-6
+
+
+@pytest.mark.parametrize('world', LAUNCHERS)
+def test_each_rank_says_what_is_wrong_and_none_is_counted_twice(worlds, world):
+    said = json.loads((worlds/str(world)/'said.json').read_text())
+    assert said['rank'] == list(range(world))
+    assert said['rate'] == said['by_itself'] * world
+    assert said['wrong'][0] == 'ZeroDivisionError: division by zero'
+    assert set(said['wrong'][1:]) == {'DlmechError: rank 0 ended with ZeroDivisionError: division by zero'}
+    assert all(w.startswith(f'DlmechError: the {world} processes have met') for w in said['other'])
+    assert sum(said['prepared']) > 47  # images that are there; a prepared loader repeats some
+
+
+KILLED = f'''
+import os, sys
+sys.path.insert(0, {str(TOP/'tests')!r})
+import dlmech
+from helpers import blobs, small_net
+if os.environ['RANK'] == '1': kill_after(2, 'dlmech.filter', 'channels_first')
+dlmech.measure(small_net(), blobs(53, 4), blobs(47, 4, 1), batch=10)
+'''
+
+
+def test_a_rank_that_dies_ends_the_others_with_a_sentence():
+    "Nobody started them together, so nobody ends them; they would wait an hour for one that is only late."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    common = dict(ON_CPU, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    ranked = [subprocess.Popen([sys.executable, '-c', KILL_AFTER + KILLED], text=True, stderr=subprocess.PIPE,
+                               env=dict(common, RANK=str(i), LOCAL_RANK=str(i))) for i in range(2)]
+    said = [p.communicate(timeout=900)[1] for p in ranked]
+    assert ranked[1].returncode == -9, said[1]
+    assert ranked[0].returncode == 1, said[0]
+    assert 'DlmechError: rank 0 of 2: another rank has ended' in said[0]
+
+
+# ---- one process
+
+def parts(world: int, within: bool, **asked) -> list[Batches]:
+    "The batches of each rank of so many."
+    made = []
+    for rank in range(world):
+        images = torch.randint(256, (23, 8, 8, 3), generator=torch.Generator().manual_seed(0))
+        own = Batches(ImageSet(images.byte(), torch.arange(23) % 3, list('abc')), 5, **asked)
+        own.share = Share(Ranks(rank, world), within)
+        made.append(own)
+    return made
+
+
+def by_number(batches: list[Batches]) -> dict[int, torch.Tensor]:
+    "Each image as it comes, by its number; an image comes once."
+    found = {}
+    for own in batches:
+        for x, _ in own.at(3):
+            assert not set(own.numbers.tolist()) & set(found)
+            found |= dict(zip(own.numbers.tolist(), x))
+    return found
+
+
+@pytest.mark.parametrize('within', [False, True])
+@pytest.mark.parametrize('world', [2, 3, 7])
+def test_every_image_comes_once_and_is_changed_as_in_one_process(world, within):
+    asked = dict(shuffle=True, shift=2, flip=True, cutout=3)
+    one, several = by_number(parts(1, within, **asked)), by_number(parts(world, within, **asked))
+    left_out = 3 if within and world > 3 else 0      # the last batch has 3 images
+    if within and world > 5: left_out = 23           # and the others 5
+    assert len(one) == 23
+    assert len(several) == 23 - left_out
+    assert all(torch.equal(one[i], x) for i, x in several.items())
+
+
+def test_a_batch_says_of_how_many_images_it_is_a_part():
+    own = parts(2, True)[1]
+    assert [(len(y), own.of) for _, y in own] == [(2, 5)] * 4 + [(1, 3)]
+    assert len(own) == 5
+
+
+def test_batches_of_any_kind_are_dealt():
+    whole = [(torch.zeros(n, 1), torch.zeros(n)) for n in (4, 4, 1)]
+    own = [EveryNth(whole, Ranks(rank, 2)) for rank in range(2)]
+    assert [[len(y) for _, y in part] for part in own] == [[4, 1], [4]]
+    assert [part.promised() for part in own] == [(5, 9), (4, 9)]
+    check_dealt(3, whole)  # of one process: nothing to add up
+
+
+def test_one_process_needs_no_accelerate_and_several_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'accelerate', None)
+    for key in 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT': monkeypatch.delenv(key, raising=False)
+    assert ranks() == Ranks(0, 1)
+    for key in 'RANK', 'MASTER_ADDR', 'MASTER_PORT': monkeypatch.setenv(key, '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(DlmechError, match=r"pip install 'dlmech\[ranks\]'"): ranks()
