@@ -207,6 +207,7 @@ NORMALS = {'imagenet': Normal((.485, .456, .406), (.229, .224, .225)),
            'cifar10': Normal((.4914, .4822, .4465), (.2470, .2435, .2616)),
            'cifar100': Normal((.5071, .4867, .4408), (.2675, .2565, .2761))}
 
+# %% ../nbs/01_arch.ipynb #58cfbb34
 def read_normal(value: Any # '', a name, "r g b/r g b" (mean/deviation), or a pair (mean, deviation)
                ) -> Normal|None:
     "The normalisation meant, None for ''. Raises a `ParameterError` that says what may be."
@@ -219,8 +220,7 @@ def read_normal(value: Any # '', a name, "r g b/r g b" (mean/deviation), or a pa
         if len(mean) == len(std) in (1, 3) and min(std) > 0: return Normal(mean, std)
     except (TypeError, ValueError): pass
     raise ParameterError(f"normal: {shown(value)} is not possible; it may be {', '.join(NORMALS)}, or a mean "
-                         "and a deviation "
-                         f'of colours in [0, 1], as "{NORMALS["imagenet"]}"')
+                         f'and a deviation of colours in [0, 1], as "{NORMALS["imagenet"]}"')
 
 # %% ../nbs/01_arch.ipynb #3581a16a
 def translated(net: nn.Module, normal: Normal = NORMALS['imagenet']) -> nn.Module:

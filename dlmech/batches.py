@@ -301,6 +301,7 @@ class _OwnSet(_Dealt):
 class _Reading(_OwnSet):
     "The batches of a set, of ours or any other."
     unit: bool
+    names = property(lambda self: self.set.names, doc="What the labels are called.")
     def of_any_set(self) -> Iterator[tuple[Tensor, Tensor]]:
         "Batches as the set's own collate function makes them."
         loading = {k: v for k, v in self.set.loading.items() if k != 'drop_last'}
@@ -341,7 +342,6 @@ class Batches(_Reading):
         self.augment, self.seed, self.K, self.unit = Augment(shift, flip, cutout), seed, K, self.set.unit
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.epoch, self.numbers, self.share, self.of = 0, torch.empty(0, dtype=torch.int64), Share(), 0
-    names = property(lambda self: self.set.names, doc="What the labels are called.")
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         sizes = iter(self.share.sizes(self.order()) if self.share.within else [])
         for x, y in self.of_own_set() if self.own else self.of_any_set():

@@ -511,6 +511,7 @@ def _measured(net: nn.Module, heads_on: Any, asked: Asked, source: 'Source', wha
     success, seen = head_success(net, heads, images), observe(net, paths, images, K, heads)
     return assembled(network, heads, success, seen, names, threshold, source)
 
+# %% ../nbs/03_measure.ipynb #41873ea0
 def check_alike(net: nn.Module, paths: list[str], x: Tensor, other: Tensor) -> None: # (1, …) each
     "Raises a `DlmechError` if maps of one image have another shape than those of the other."
     if x.shape == other.shape: return

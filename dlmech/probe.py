@@ -13,7 +13,7 @@ __all__ = ['FACTS', 'WEIGHT_DECAY', 'GRADIENT', 'EVALUATIONS', 'HISTORY', 'CERTA
 
 # %% ../nbs/02_probe.ipynb #d773d084
 import json, math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -446,6 +446,16 @@ def heads_purpose(shapes: Mapping[str, Sequence[int]],  # {path: (C, h, w)}
     return dict(shapes=shapes, K=K, recipe=vars(r), seed=seed, made_of=made_of)
 
 # %% ../nbs/02_probe.ipynb #7da62517
+def _heads_loss(trunk: Trunk, answer: Callable, n: int # layers
+               ) -> Callable[[Tensor, Tensor], BatchLoss]:
+    "What is lost on a batch, the sum over the layers; what is logged is their mean."
+    def loss_of(x: Tensor, y: Tensor) -> BatchLoss:
+        with mixed(x.device): feats = trunk(x)
+        loss = sum((F.cross_entropy(out, y) for out in answer(feats)), torch.zeros((), device=x.device))
+        return loss, dict(loss=loss.detach() * len(y) / n), len(y)
+    return loss_of
+
+# %% ../nbs/02_probe.ipynb #6463d679
 def train_heads(net: nn.Module,               # the trained network; stays as it is
                 paths: list[str],             # module paths of the layers
                 batches: Any,                 # training (x, y); `.at(epoch)` is called if there is one
@@ -466,11 +476,7 @@ def train_heads(net: nn.Module,               # the trained network; stays as it
         purpose = heads_purpose({p: w.shape[1:] for p, w in zip(paths, heads.weights)}, K, r, seed, made_of)
         if checkpoint and agreed(checkpoint.exists): log = load_checkpoint(checkpoint, heads, opt, purpose)
         bar.update(len(log)*steps)
-        def loss_of(x: Tensor, y: Tensor) -> BatchLoss:
-            with mixed(x.device): feats = trunk(x)
-            loss = sum((F.cross_entropy(out, y) for out in answer(feats)), torch.zeros((), device=x.device))
-            return loss, dict(loss=loss.detach() * len(y) / len(paths)), len(y)
-        loss = shared_loss(loss_of, batches)
+        loss = shared_loss(_heads_loss(trunk, answer, len(paths)), batches)
         for epoch in range(len(log)+1, r.epochs+1):
             log.append(train_epoch(loss, opt, batches, epoch, factor, bar, 'phase 2', seed))
             if checkpoint and ranks().first: save_checkpoint(checkpoint, heads, opt, log, purpose)

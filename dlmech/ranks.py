@@ -56,6 +56,7 @@ class Ranks:
     first = property(lambda self: self.rank == 0, doc='Whether this is the one that writes.')
     several = property(lambda self: self.world > 1, doc='Whether there are others.')
 
+# %% ../nbs/01_ranks.ipynb #f6042b97
 _alone: ContextVar[bool] = ContextVar('alone', default=False)
 
 def ranks() -> Ranks:

@@ -828,10 +828,8 @@ class Run:
 
         Raises a `ParameterError` for others."""
         return replace(self, params=replace(self.params, images=check_parameter('images', images)))
-    @property
-    def images(self) -> Any:
-        "The images that the run's fields are averaged over."
-        return self.data.test if self.params.images == 'test' else self.data.train
+    images = property(lambda self: self.data.test if self.params.images == 'test' else self.data.train,
+                      doc="The images that the run's fields are averaged over.")
 
 # %% ../nbs/00_run.ipynb #095fd250
 _NO_LOCKS = {getattr(errno, name, None) for name in ('ENOSYS', 'ENOLCK', 'EOPNOTSUPP', 'ENOTSUP', 'EINVAL')}

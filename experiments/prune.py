@@ -112,17 +112,27 @@ def compare(args: argparse.Namespace, seed: int) -> Run:
     subject = Subject(run, args.layers, args.images)
     print(f'{run.path.name}: ready after {time.time() - began:.0f} s', flush=True)
     studies = studies_of(subject, args)
-    for name in args.tables:
-        began = time.time()
-        table = studies[name].fill()
-        print(f'  {name}: {len(table)} rows, {time.time() - began:.0f} s', flush=True)
+    for name in args.tables: fill(studies[name], f'  {name}')
     return run
+
+
+def fill(study: Study, told: str) -> None:
+    "Fills a table and says how long it took."
+    began = time.time()
+    rows = len(study.fill())
+    print(f'{told}: {rows} rows, {time.time() - began:.0f} s', flush=True)
+
+
+def table_folder(args: argparse.Namespace) -> Path:
+    "Where tables of networks of the package lie."
+    folder = RESULTS if args.ship else Path(args.runs)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def repairs(args: argparse.Namespace) -> None:
     "Fills the tables of repairs, seed by seed, so that what is there is whole whenever it is stopped."
-    folder = RESULTS if args.ship else Path(args.runs)
-    folder.mkdir(exist_ok=True)
+    folder = table_folder(args)
     for seed in args.seeds:
         for name in args.repair:
             net, data = dlmech.load(name), get_data(name.split('-')[1], args.root)
@@ -130,10 +140,7 @@ def repairs(args: argparse.Namespace) -> None:
             studies = [repair_study(folder/'repair-filters.csv', name, make, seeds=[seed])]
             if name in KERNELS_OF:
                 studies.append(kernel_study(folder/'repair-kernels.csv', name, make, seeds=[seed]))
-            for study in studies:
-                began = time.time()
-                rows = len(study.fill())
-                print(f'{name}, seed {seed}: {rows} rows, {time.time() - began:.0f} s', flush=True)
+            for study in studies: fill(study, f'{name}, seed {seed}')
 
 
 def network_and_data(name: str, args: argparse.Namespace) -> tuple:
@@ -153,16 +160,14 @@ def paths_of(name: str, layers: Iterable[int]) -> list[str]:
 
 def cuts(args: argparse.Namespace) -> None:
     "Fills the table of cuts, seed by seed."
-    folder = RESULTS if args.ship else Path(args.runs)
-    folder.mkdir(exist_ok=True)
+    folder = table_folder(args)
     for seed in args.seeds:
         for name in args.cut:
             net, data = network_and_data(name, args)
             for layers, numbers, wanted in CUT[name]:
                 make = partial(Calibrated, net, data, paths_of(name, numbers), whole=True, largest_map=1024)
-                began = time.time()
-                cut_study(folder/'repair-cuts.csv', name, make, layers, wanted, seeds=[seed]).fill()
-                print(f'{name}, {layers}, seed {seed}: {time.time() - began:.0f} s', flush=True)
+                study = cut_study(folder/'repair-cuts.csv', name, make, layers, wanted, seeds=[seed])
+                fill(study, f'{name}, {layers}, seed {seed}')
 
 
 def main() -> None:

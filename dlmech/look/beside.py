@@ -10,12 +10,12 @@ __all__ = ['WIDTH', 'read_layers', 'causal_table', 'all_filters', 'network_rank'
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from torch import Tensor
 
 from ..causal import causal_files, causal_rows, read_falls
 from ..filter import chunks, ones_of
-from .views import snr_by_filter
+from .views import evidence_places, snr_by_filter
 from ..measurement import LayerMeasurement, Measurement
 from ..run import clusters_of, DlmechError, generator, ParameterError, read_csv, shown
 
@@ -56,13 +56,9 @@ def all_filters(m: Measurement, numbers: list[int]) -> pd.DataFrame:
 # %% ../../nbs/06_beside.ipynb #bfbd59d5
 def network_rank(filters: pd.DataFrame # of `all_filters`
                 ) -> pd.Series:
-    """Each filter's place by evidence among all of a network, from 1 (ours): those with q ≤ .05 and at least
-    their layer's median of the largest field first; then by excess over the root of its null, then by p."""
-    p, q = (filters[c].fillna(1) if c in filters else 0 * filters.excess + 1 for c in ('p_value', 'q_value'))
+    "Each filter's place by evidence among all of a network, from 1 (ours); see `evidence_places`."
     half, null = filters.groupby('layer').max_field.transform('median'), filters.n_labels - filters.excess
-    spread = filters.excess / np.sqrt(null.where(null > 0, 1))
-    order = np.lexsort((p, -spread, (q > .05) | (filters.max_field < half)))
-    return pd.Series(order.argsort() + 1, filters.index)
+    return evidence_places(filters, filters.excess, null, filters.max_field < half) + 1
 
 # %% ../../nbs/06_beside.ipynb #cd202926
 WIDTH = 4096  # elements that are compared

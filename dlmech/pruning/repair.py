@@ -30,6 +30,14 @@ from ..run import (check_flag, check_int, check_kind, DlmechError, generator, on
 from ..silence import image_labels
 
 # %% ../../nbs/04_repair.ipynb #4f5ffb5e
+def _through_hooks(net: nn.Module, x: Tensor) -> Tensor:
+    "Images as the network's own hooks make them."
+    for hook in net._forward_pre_hooks.values():
+        answer: Any = hook(net, (x,))
+        if answer is not None: x = answer[0] if isinstance(answer, tuple) else answer
+    return x
+
+# %% ../../nbs/04_repair.ipynb #7027ab48
 class Walk:
     "A network that is run over some images in steps: `values` holds what later calls need, batch by batch."
     def __init__(self, net: nn.Module, graph: fx.Graph, values: list[dict[fx.Node, Any]], at: int = 0):
@@ -38,12 +46,8 @@ class Walk:
     @classmethod
     def begin(cls, net: nn.Module, graph: fx.Graph, batches: Iterable) -> 'Walk':
         "Before the first call, with the images as the network's own hooks make them."
-        images, values = next(n for n in graph.nodes if n.op == 'placeholder'), []
-        for x, _ in batches:
-            for hook in net._forward_pre_hooks.values():
-                answer: Any = hook(net, (x,))
-                if answer is not None: x = answer[0] if isinstance(answer, tuple) else answer
-            values.append({images: x})
+        images = next(n for n in graph.nodes if n.op == 'placeholder')
+        values = [{images: _through_hooks(net, x)} for x, _ in batches]
         return cls(net, graph, values, 1)
     def fork(self, net: nn.Module) -> 'Walk':
         "Another network of the same structure, at the same call with the same values."
