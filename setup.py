@@ -29,7 +29,8 @@ setup(
     # finished studies as dlmech/results, the report's pages as dlmech/look/templates
     packages=find_packages(include=['dlmech', 'dlmech.*']) + ['dlmech.notebooks'],
     package_dir={'dlmech.notebooks': cfg['nbs_path']},
-    package_data={'dlmech': ['py.typed', 'zoo/*', 'results/*', 'imagenet.txt', 'look/templates/*'],
+    package_data={'dlmech': ['py.typed', 'zoo/*', 'zoo/finished/*/*', 'results/*', 'imagenet.txt',
+                             'look/templates/*'],
                   'dlmech.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['dlmech=dlmech._modidx:d']},
     zip_safe=False,

@@ -10,5 +10,7 @@ def benches() -> list[str]:
 
 
 def measure(name: str, quick: bool) -> dict:
-    "The tables of a bench, measured in this process."
-    return import_module(f'bench.{name}').tables(quick)
+    "The tables of a bench, measured in this process; each says on what machine."
+    from dlmech.pace import describe_machine
+    tables = import_module(f'bench.{name}').tables(quick)
+    return {key: t if 'machine' in t else t.assign(machine=describe_machine()) for key, t in tables.items()}

@@ -161,14 +161,14 @@ def import_seconds(repeats: int = 3) -> float:
     "Processor seconds of `import dlmech` in a process of its own, beyond Python's own start; the least."
     code = 'import time; t = time.process_time(); import dlmech; print(time.process_time() - t)'
     command = [sys.executable, '-c', code]
-    return min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return min(float(subprocess.run(command, capture_output=True, encoding='utf-8', check=True).stdout)
                for _ in range(repeats))
 
 
 def roofline_figure(table: pd.DataFrame) -> Figure:
     "Operations a second against operations a byte, under the roof of matrix rate and bandwidth."
     fig, ax = plt.subplots(figsize=(7, 4.4), layout='constrained')
-    first, x = table.iloc[0], torch.logspace(-2, 3, 200)
+    first, x = table.iloc[0], torch.logspace(-1, 3, 200)
     roofs = dict(convolution=first.fastest_gflops, float32=first.matrix_gflops, float64=first.matrix64_gflops)
     for (label, most), style in zip(roofs.items(), ('-', '--', ':')):
         roof = (x * first.copy_gbytes_s).clamp(max=most)
@@ -176,7 +176,7 @@ def roofline_figure(table: pd.DataFrame) -> Figure:
     for row in table[~table.what.isin(REFERENCES)].itertuples():
         ax.loglog(row.gflop / row.gbytes, row.gflop / row.cpu_s, 'o', ms=6, label=row.what)
     ax.set(xlabel='operations a byte', ylabel='GFLOP a processor second')
-    ax.legend(fontsize=7, frameon=False, loc='lower right')
+    ax.legend(fontsize=8, frameon=False, loc='lower right')
     return fig
 
 

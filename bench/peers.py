@@ -203,7 +203,7 @@ def peak_mib(f: Callable[[], object]) -> float:
             os.write(write, str((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10)).encode())
         os._exit(0)
     os.close(write)
-    with open(read) as answer: return float(answer.read() or 'nan')
+    with open(read, encoding='utf-8') as answer: return float(answer.read() or 'nan')
 
 
 def counted_flop(f: Callable[[], object]) -> int:
@@ -316,16 +316,39 @@ def heads_tables(c: Case, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 # ---- growth
 
-GRIDS: dict[str, list[int]] = dict(N=[64, 192, 576], K=[10, 30, 90], filters=[8, 16, 32], layers=[1, 3, 9])
+GRIDS: dict[str, list[int]] = dict(N=[64, 192, 576], K=[10, 100, 1000], filters=[8, 16, 32], layers=[1, 3, 9])
 BASE = dict(N=128, K=10, filters=16, layers=4)
+LABELLED = 1000   # images for all sizes of K, so that each label has one
 
 
 def growing(axis: str, value: int) -> Case:
     "A random VGG-16 with one of its sizes changed: images, labels, filters (d of the first layer), layers."
-    size = BASE | {axis: value}
+    size = BASE | dict(N=LABELLED if axis == 'K' else BASE['N']) | {axis: value}
     net = get_model('vgg16', size['K'], size['filters'])
     layers = list(range(1, size['layers'] + 1))
     return case_of(net, random_images(size['N'], size['K']), size['K'], layers, 32)
+
+
+HEADS_GROWTH: dict[int, list[int]] = {5: [512, 4096], 9: [512, 4096, 8192], 13: [512, 4096, 32768]}
+
+
+def heads_rows(c: Case) -> pd.DataFrame:
+    "A row for each way to the head of a case's one layer, ours first: seconds, their ratio, and the loss."
+    found: dict[str, Weights] = {}
+    steps = {name: (lambda name=name, f=f: found.__setitem__(name, f(c)))
+             for name, f in HEADS.items() if '1e-6' not in name}
+    t, (features, y) = times_in_turn(steps, 1, warm=False), hook_features(c)
+    x = features[c.paths[0]].flatten(1)
+    losses = [loss_of(found[name][c.paths[0]], x, y) for name in t.what]
+    return t.assign(layer=c.paths[0], inputs=x.shape[1], images=c.images, loss=losses)
+
+
+def heads_growth(asked: dict[int, list[int]], d: int) -> pd.DataFrame:
+    "`heads_rows` for these layers (from 1) and numbers of images."
+    net, data, what = network_and_images(d, max(max(sizes) for sizes in asked.values()))
+    parts = [heads_rows(case_of(net, data.at(torch.arange(n)), 10, [layer]))
+             for layer, sizes in asked.items() for n in sizes]
+    return pd.concat(parts, ignore_index=True).assign(network=what)
 
 
 def growth_rows(axis: str, value: int, repeats: int) -> Iterator[dict]:
@@ -380,7 +403,7 @@ def each_table(quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
     net, data, what = network_and_images(d, N)
     about = dict(network=what, machine=describe_machine())
     yield 'phase3', phase3_table(case_of(net, data, 10, layers), repeats).assign(images=N, **about)
-    few = data.at(torch.arange(0, N, 2))
+    few = data.at(torch.arange(N // 2))   # labels come in turn
     heads, losses = heads_tables(case_of(net, few, 10, layers), 1)
     yield 'heads', heads.assign(images=len(few), **about)
     yield 'losses', losses.assign(images=len(few), **about)
@@ -389,6 +412,8 @@ def each_table(quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
                            for row in growth_rows(axis, size, 1)])
     yield 'growth', growth.assign(machine=describe_machine())
     yield 'slopes', slopes_of(growth)
+    asked = {2: [32, 64]} if quick else HEADS_GROWTH
+    yield 'heads-growth', heads_growth(asked, d).assign(machine=describe_machine())
 
 
 def tables(quick: bool = False) -> dict[str, pd.DataFrame]:

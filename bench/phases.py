@@ -166,7 +166,8 @@ def bench_memory(device: torch.device) -> Iterator[dict]:
     "Peak memory over many images, beside that over few."
     def of_its_own(n):
         command = [sys.executable, __file__, '--device', str(device), '--peak', str(n)]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        done = subprocess.run(command, capture_output=True, encoding='utf-8', check=True)
+        return float(done.stdout.split()[-1])
     few, many = of_its_own(2000), of_its_own(10000)
     yield row('(d) peak memory of phase 3: 10,000 images / 2,000', (many, few), '<= 1.05',
               lambda r: r <= 1.05, 'MiB')

@@ -376,6 +376,14 @@ def weightless(arch: str, d: int, size: int, plan: str) -> nn.Module:
     with torch.device('meta'), _Counting() if arch.startswith('regnet') else nullcontext():
         return get_model(arch, 2, d, size=size, plan=plan)
 
+# %% ../nbs/01_arch.ipynb #2ecdcc5f
+class _ShapesOnly(TorchFunctionMode):
+    "Inside, a BatchNorm gives a tensor of the shape that it is given, and an FC layer adds no bias."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.batch_norm: return torch.empty_like(args[0])
+        if func is F.linear: return F.linear(*args[:2])
+        return func(*args, **(kwargs or {}))
+
 # %% ../nbs/01_arch.ipynb #1de65378
 def layers_of(arch: str, d: int = 64,  # as for `get_model`
               size: int = 32, plan: str = '') -> list[str]:
@@ -383,7 +391,7 @@ def layers_of(arch: str, d: int = 64,  # as for `get_model`
 
     Raises a `DlmechError` if it does not take images of that size."""
     try:
-        with torch.device('meta'):
+        with torch.device('meta'), _ShapesOnly():
             net, x = weightless(arch, d, size, plan), torch.zeros(1, 3, size, size)
             if arch != 'efficientnet_b0': return readable(net, all_layers(net, x), x)
             return [f'features.{name}@1x1' for name, _ in net.get_submodule('features').named_children()]

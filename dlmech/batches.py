@@ -49,14 +49,12 @@ def as_labels(y: Any, names: Sequence[str] = ()) -> Tensor: # (B,) int64
     try: y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
         raise ParameterError(f'labels: a {type(y).__name__} is no batch of labels; they may be whole '
-                             'numbers, one-hot '
-                             f'rows, or texts') from None
+                             'numbers, one-hot rows, or texts') from None
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     if y.ndim == 2 and ((y != 0).sum(1) == 1).all() and (y.sum(1) == 1).all(): y = y.argmax(1)
     if y.ndim != 1:
         raise ParameterError(f'labels: a tensor {tuple(y.shape)} is no batch of labels; they may be (N,), '
-                             '(N, 1), '
-                             f'or one-hot rows (N, K)')
+                             '(N, 1), or one-hot rows (N, K)')
     whole = y.real.long() if y.is_complex() else y.long()
     if y.is_complex() or not (y == whole).all():
         odd = shown(y) if y.is_complex() else f'{y[y != whole][0].item():g}'
@@ -96,16 +94,14 @@ def as_images(x: Any,
     if x.dtype == torch.uint8: return x.float().div_(127.5).sub_(1)
     if x.is_floating_point(): return _from_unit(x.float()) if unit else x.float()
     raise ParameterError(f'images: numbers of type {str(x.dtype).removeprefix("torch.")} are not '
-                         'understood; they may be '
-                         f'bytes (uint8), or floats as the network takes them')
+                         'understood; they may be bytes (uint8), or floats as the network takes them')
 
 # %% ../nbs/01_batches.ipynb #ae8bb8ec
 def _from_unit(x: Tensor) -> Tensor:
     "Colours in [0, 1] as [-1, 1]."
     if x.min() >= 0 and x.max() <= 1: return x * 2 - 1
     raise ParameterError('images: with a normalisation they may be bytes or colours in [0, 1]; these go '
-                         'from '
-                         f'{x.min():.3g} to {x.max():.3g}, as if they had been normalised already')
+                         f'from {x.min():.3g} to {x.max():.3g}, as if they had been normalised already')
 
 # %% ../nbs/01_batches.ipynb #046bfe2b
 @dataclass
@@ -355,8 +351,7 @@ def check_labels_fit(y: Tensor, K: int) -> None:
     "Raises a `DlmechError` if a label has no output."
     if y.min() < 0 or y.max() >= K:
         raise DlmechError(f'the data has labels from {int(y.min())} to {int(y.max())}, but the network has '
-                          f'{K} '
-                          f'outputs, 0 to {K-1}')
+                          f'{K} outputs, 0 to {K-1}')
 
 # %% ../nbs/01_batches.ipynb #82abdf92
 class EveryNth:

@@ -30,9 +30,9 @@ from .filter import CHUNK, LabelSums
 from .layers import answer_of, chosen_tensor, evaluating, LayerName, tensors_in
 from .measurement import FiledLayer, LayerMeasurement, Measurement, own_head, RunSource
 from .probe import PENALTIES, RIDGE_INPUTS, ridge_solve
-from .ranks import agreed, mine, summed
-from .run import (check_int, clusters_of, DlmechError, generator, progress, read_csv, read_tensors,
-                        write_csv, write_tensors)
+from .ranks import agreed, gathered, mine, ranks, summed
+from .run import (check_int, clusters_of, DlmechError, generator, PACKAGE, progress, read_csv,
+                        read_tensors, write_csv, write_tensors)
 from .silence import even_batches
 from .stats import interval
 from .trunk import axis_of, readable, Trunk
@@ -438,8 +438,8 @@ def measure_causal(layer: LayerMeasurement, images: Any = None, n: int = CAUSAL_
 _known: WeakKeyDictionary = WeakKeyDictionary()  # falls by layer, of measurements in memory
 
 def causal_files(layer: LayerMeasurement) -> tuple[Path, Path]|None:
-    "Where a layer's causal test lies, table and falls; None if it is in memory."
-    if not isinstance(layer.store, FiledLayer): return None
+    "Where a layer's causal test lies, table and falls; None if the layer is in memory, or of the package."
+    if not isinstance(layer.store, FiledLayer) or PACKAGE in layer.store.tables.parents: return None
     name = layer.store.tables/f'causal-{layer.number}.csv'
     return name, name.with_suffix('.safetensors')
 
@@ -460,8 +460,8 @@ def causal(layer: LayerMeasurement,      # of a measurement that has its network
     and are they those of its clusters?
 
     Kept in the measurement's folder as `causal-<layer>.csv`, and read if it is there, for as many of the same
-    images (`on`). Raises a `DlmechError`
-    if the measurement has no network or no images, or a label has no image.
+    images (`on`). Raises a `DlmechError` if the measurement has no network or no images, or a label has
+    no image.
 
         table = causal(dlmech.open('runs/vgg16-digits-d32-fast-seed0')[13])"""
     files, found = causal_files(layer), read_falls(layer)
@@ -504,17 +504,20 @@ def causal_row(rows: pd.DataFrame # of `causal`
 def causal_figure(tests: pd.DataFrame # a row for each layer, of `causal_row`
                  ) -> Figure:
     "AUC against the layer, filter at zero and at its mean, with 95 % intervals over filters."
-    fig, axes = plt.subplots(1, 2, figsize=(7, 2.3), sharey=True, layout='constrained')
+    fig, axes = plt.subplots(1, 2, figsize=(7, 2.5), sharey=True, layout='constrained')
     lines = dict(auc='clusters', activation='largest activation', fc='own FC')
     for ax, kind in zip(axes, ('zero', 'mean')):
         for name, label in lines.items():
             mean, low, high = (tests[f'{name}_{kind}{end}'].to_numpy(float) for end in ('', '_low', '_high'))
             ax.errorbar(tests.layer, mean, [mean - low, high - mean], marker='o', ms=3, lw=1, label=label)
         ax.axhline(.5, color='grey', lw=.8, ls=':', label='chance')
-        ax.set(xlabel='layer', title=f'filter at {"its mean" if kind == "mean" else "zero"}',
-               xticks=tests.layer.tolist())
-    axes[0].set_ylabel('AUC of the labels that fall')
-    axes[0].legend(fontsize=TEXT)
+        ax.set_title(f'filter at {"its mean" if kind == "mean" else "zero"}', fontsize=TEXT)
+        ax.set_xlabel('layer', fontsize=TEXT)
+        ax.set_xticks(tests.layer.tolist())
+        ax.tick_params(labelsize=TEXT)
+    axes[0].set_ylabel('AUC of the labels that fall', fontsize=TEXT)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=TEXT,
+               frameon=False)
     plt.close(fig)
     return fig
 
@@ -523,12 +526,19 @@ def unit_counts(C: int) -> list[int]:
     "Powers of two, and C."
     return [2**i for i in range(int(math.log2(C)) + 1) if 2**i < C] + [C]
 
+def _own_images(batches: list) -> list[tuple[Tensor, Tensor, Tensor]]:
+    "Of each batch this rank's images and labels, and their numbers among all."
+    r, sizes = ranks(), [len(y) for _, y in batches]
+    numbers, own = torch.arange(sum(sizes)).split(sizes), slice(r.rank, None, r.world)
+    return [(x[own], y[own], n[own]) for (x, y), n in zip(batches, numbers) if len(y) > r.rank]
+
 def _features(layer: LayerMeasurement, batches: list, path: str) -> tuple[Tensor, Tensor]: # (N, C, hw), (N,)
     "The layer's maps for images."
     with Trunk(layer.whole.net, [path]) as trunk:
-        maps = [trunk(x)[path].float().flatten(2).cpu() for x, _ in batches]
-    return torch.cat(maps), torch.cat([y.cpu() for _, y in batches])
+        maps = [trunk(x)[path].float().flatten(2).cpu() for x, *_ in batches]
+    return torch.cat(maps), torch.cat([y.cpu() for _, y, *_ in batches])
 
+# %% ../nbs/03_causal.ipynb #11003f38
 @dataclass
 class UnitHeads:
     "Two heads on a layer's units: the one that was measured, and one solved anew for those kept."
@@ -550,35 +560,38 @@ class UnitHeads:
 
 # %% ../nbs/03_causal.ipynb #e5d833fd
 def _grams(maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]: # (N, D), (N, K) -> (D, D), (D, K)
-    "The Gram matrix, and what the maps and the targets have in common."
-    gram, cross = torch.zeros(maps.shape[1], maps.shape[1]).double(), maps.new_zeros(()).double()
+    "The Gram matrix, and what the maps and the targets have in common, of the images of all ranks."
+    gram, cross = (torch.zeros(maps.shape[1], D).double() for D in (maps.shape[1], target.shape[1]))
     for x, y in zip(maps.split(1000), target.split(1000)):
-        gram, cross = gram.addmm_(x.double().T, x.double()), cross + x.double().T @ y
+        gram, cross = gram.addmm_(x.double().T, x.double()), cross.addmm_(x.double().T, y)
+    gram, cross = summed([gram, cross])
     return gram, cross
 
-def _best_penalty(maps: Tensor, target: Tensor) -> float: # (N, D), (N, K)
-    "The penalty that is best on every fifth image, solved on the others."
-    held = torch.arange(len(maps)) % 5 == 0
+def _best_penalty(maps: Tensor, target: Tensor, held: Tensor) -> float: # (N, D), (N, K), (N,) bool
+    "The penalty that is best on the images held back, solved on the others."
     grams = _grams(maps[~held], target[~held])
-    right = {p: (maps[held] @ ridge_solve(*grams, p).float()).argmax(1) == target[held].argmax(1)
-             for p in PENALTIES[2:]}
-    return max(right, key=lambda p: int(right[p].sum()))
+    right = [(maps[held] @ ridge_solve(*grams, p).float()).argmax(1) == target[held].argmax(1)
+             for p in PENALTIES[2:]]
+    of_all = summed([torch.stack(right).sum(1)])[0]
+    return PENALTIES[2:][int(of_all.argmax())]   # of equals the first
 
 # %% ../nbs/03_causal.ipynb #6811da93
 def unit_heads(layer: LayerMeasurement, train: Any, test: Any, # labelled data
                images: tuple[int, int]                         # how many of each, even over the labels
               ) -> UnitHeads:
-    "The two heads on a layer's units."
+    "The two heads on a layer's units; of several processes each sends its own training images through."
     m, device = layer.whole, _device(layer.whole.net)
     path, = readable(m.net, [layer.path.split('@')[0]], even_batches(train, device, 2)[0][0], RIDGE_INPUTS)
-    maps, y = _features(layer, even_batches(train, device, images[0]), path)
+    own = _own_images(even_batches(train, device, images[0]))
+    maps, y = _features(layer, own, path)
     C, s = maps.shape[1:]
+    held = torch.cat([numbers for *_, numbers in own]) % 5 == 0
     flat, target = maps.flatten(1), F.one_hot(y, m.K).double() - 1/m.K
     gram, cross = _grams(flat, target)
     batches = even_batches(test, device, images[1])
     return UnitHeads(layer.head.flatten(2).float().cpu(), gram.reshape(C, s, C, s),
                      cross.reshape(C, s, m.K), _features(layer, batches, layer.path),
-                     _features(layer, batches, path)[0], _best_penalty(flat, target))
+                     _features(layer, batches, path)[0], _best_penalty(flat, target, held))
 
 def cooperation(layer: LayerMeasurement, train: Any, test: Any,     # labelled data, to solve and to score on
                 draws: int = 5, images: tuple[int, int] = (5000, 2000), seed: int = 0) -> pd.DataFrame:
@@ -588,7 +601,9 @@ def cooperation(layer: LayerMeasurement, train: Any, test: Any,     # labelled d
     orders = [torch.randperm(C, generator=generator(seed, 'units', layer.path, i)) for i in range(draws)]
     kept = [(1, f, torch.tensor([f])) for f in range(C)]
     kept += [(n, i, order[:n]) for n in unit_counts(C)[1:-1] for i, order in enumerate(orders)]
-    rows = [(n, i, *heads.success(units)) for n, i, units in [*kept, (C, 0, torch.arange(C))]]
+    kept += [(C, 0, torch.arange(C))]
+    found = gathered([heads.success(units) for *_, units in mine(kept)])
+    rows = [(n, i, *found[at % len(found)][at // len(found)]) for at, (n, i, _) in enumerate(kept)]
     return pd.DataFrame(rows, columns=['units', 'draw', 'fixed', 'refitted'])
 
 # %% ../nbs/03_causal.ipynb #4f0d0620

@@ -8,7 +8,7 @@ __all__ = ['app', 'RunFolder', 'in_a_line', 'logged', 'as_command', 'option', 'w
            'notebook_of', 'serve', 'run_explore', 'copy_notebooks', 'run_notebooks', 'main']
 
 # %% ../nbs/07_cli.ipynb #dfd91a10
-import inspect, logging, os, shlex, shutil, subprocess, sys, warnings
+import codecs, errno, inspect, io, logging, os, shlex, shutil, subprocess, sys, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -34,6 +34,9 @@ def in_a_line() -> Iterator[None]:
     "Says a `DlmechError`, or that the command was stopped, in a line on stderr, and raises typer's `Exit`."
     try: yield
     except KeyboardInterrupt: status, said = 130, 'stopped; what was finished is kept'
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or e.filename: raise
+        status, said = 2, f'a disk takes no more ({e.strerror}); make room, or write to another'
     except ValueError as e:
         from dlmech.run import DlmechError
         if not isinstance(e, DlmechError): raise
@@ -72,10 +75,12 @@ def as_command(f: Callable, name: str = '' # of the command; '': the function's,
             for name, (kind, option) in both.items()]
     @wraps(f)
     def run(*args, verbose: int, quiet: bool, **kwargs):
+        quiet = quiet or int(os.environ.get('RANK') or 0) > 0   # of several processes the first one speaks
         level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
         with in_a_line():
             from dlmech.run import quietly
             with quietly(quiet), logged(level): f(*args, **kwargs)
+            sys.stdout.flush()
     changed: Any = run
     changed.__signature__ = said.replace(parameters=[*said.parameters.values(), *more])
     changed.__annotations__ = {p.name: p.annotation for p in changed.__signature__.parameters.values()}
@@ -135,8 +140,10 @@ def run_measure(**given: str) -> None:
     measured (phase 3), as far as the run's folder has not all this already. Each option is a parameter of
     the notebooks."""
     import dlmech
+    from dlmech.ranks import ranks
     run = dlmech.start(**given)
-    print_measurement(dlmech.measure_run(run), run.path)
+    m = dlmech.measure_run(run)
+    if ranks().first: print_measurement(m, run.path)
 
 # %% ../nbs/07_cli.ipynb #45349d26
 @as_command
@@ -274,9 +281,18 @@ def run_notebooks(dest: Annotated[str, Argument(metavar='DEST', help='a folder')
     first = shlex.quote(str(copied[0].parent/'03_filter.ipynb'))
     print(f'{len(copied)} notebooks in {copied[0].parent}; next: papermill {first} out.ipynb -p layer 13')
 
+# %% ../nbs/07_cli.ipynb #c9592b7c
+def _speak() -> None:
+    "Lets stdout write every text; where it cannot be told how, as in a notebook, it stays as it is."
+    if not isinstance(sys.stdout, io.TextIOWrapper): return
+    if codecs.lookup(sys.stdout.encoding).name in ('ascii', 'utf-8'):
+        sys.stdout.reconfigure(encoding='utf-8', errors='surrogateescape')
+    else: sys.stdout.reconfigure(errors='replace')
+
+# %% ../nbs/07_cli.ipynb #9df8fb2e
 def _version(asked: bool) -> None:
     if not asked: return
-    print(f'dlmech {__version__}')
+    with in_a_line(): print(f'dlmech {__version__}', flush=True)
     raise typer.Exit
 
 @app.callback()
@@ -286,6 +302,7 @@ def _options(version: Annotated[bool, Option('--version', callback=_version, is_
 
 def main(args: list[str]|None = None) -> int: # None: those of the command line
     "The command `dlmech`: 0; 2 after an error, which is said in one sentence; 130 if it was stopped."
+    _speak()
     try: app(args, prog_name='dlmech')
     except SystemExit as e: return int(e.code or 0)
     return 0

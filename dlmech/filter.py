@@ -208,8 +208,7 @@ def fields(means: Tensor,  # (K, C, h, w) label means
     fine = M.sum((1, 2)).isfinite()  # a sum is finite if all its parts are
     if not fine.all():
         raise DlmechError(f'fields: filter {int((~fine).nonzero()[0])} has a field that is not a finite '
-                          'number; are '
-                          f'there NaN in the weights or the images?')
+                          'number; are there NaN in the weights or the images?')
     return M
 
 # %% ../nbs/03_filter.ipynb #2a2163f5
@@ -277,8 +276,8 @@ def filter_rows(M: Tensor,      # (C, K, K) fields
                 first: int = 0  # the number of the first of these filters
                ) -> pd.DataFrame:
     """A row for each filter: largest field, clusters, noise, and the output that wins most often with its
-    share of the
-    images. `sizes` and `labels` list cluster after cluster, as texts; `dlmech.run.clusters_of` reads them."""
+    share of the images. `sizes` and `labels` list cluster after cluster, as texts; `dlmech.run.clusters_of`
+    reads them."""
     cluster = picked.cluster.cpu().numpy()
     order = np.where(cluster < 0, len(wins.T),
                      cluster).argsort(1, kind='stable').tolist()  # those in none come last

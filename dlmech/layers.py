@@ -405,8 +405,7 @@ def unit_axis(net: nn.Module, x: Tensor, name: LayerName, calls: list[Call]) -> 
     if len(fits) == 1: return fits[0]
     if said and axis in fits and getattr(last.out, 'shape', None) == shape: return axis
     raise DlmechError(f'layer: {name.module} gives {tuple(shape)}, and which axis holds its units cannot be '
-                      'told; say '
-                      f'{name.module}@first (dimension 1) or {name.module}@last')
+                      f'told; say {name.module}@first (dimension 1) or {name.module}@last')
 
 # %% ../nbs/01_layers.ipynb #139cc8aa
 def as_units(out: Tensor, # (B, D), (B, N, D) or (B, C, L), (B, C, h, w) or (B, h, w, C)
@@ -446,5 +445,4 @@ def answer_of(out: Any,
     if flat and flat[0].ndim == 2: return flat[0]
     got = f'a tensor {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
     raise DlmechError('model: it should answer with a (B, K) tensor, an output for each label, not with '
-                      f'{got}; name '
-                      f'the one that is with output=')
+                      f'{got}; name the one that is with output=')

@@ -161,7 +161,8 @@ def times_in_turn(steps: dict[str, Callable[[], Any]],  # the first is what the 
 # %% ../nbs/01_pace.ipynb #400464e5
 def describe_machine() -> str:
     "The processor, what of it torch uses, threads, versions, and the day."
-    about = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    where = Path('/proc/cpuinfo')
+    about = where.read_text(encoding='utf-8', errors='replace').splitlines() if where.exists() else []
     names = [line.partition(': ')[2] for line in about if line.startswith('model name')]
     told = ', '.join(f'{k} {v}' for k, v in versions().items())
     return (f'{(names or [platform.processor()])[0]} ({torch.backends.cpu.get_cpu_capability()}), '

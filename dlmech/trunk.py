@@ -39,8 +39,7 @@ def maps(name: LayerName,  # which of its tensors, and what its maps are pooled 
     out = chosen_tensor(name, out)
     if out.ndim not in (2, 3, 4):
         raise DlmechError(f'layer: {name.module} gives something of shape {tuple(out.shape)}; only (B, C, '
-                          'h, w), (B, N, D) '
-                          f'or (B, D) can be measured')
+                          'h, w), (B, N, D) or (B, D) can be measured')
     out = as_units(out, axis)
     if not name.side: return out
     h, w = out.shape[2:]

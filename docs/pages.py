@@ -1,13 +1,13 @@
 """What is made when the site is built, and not kept in git: notebooks without nbdev's lines, the API by
 module, the papers' claims, benchmarks, faults, the glossary, and a report of a measured network."""
-import json, os, re, shutil
+import base64, io, json, os, re, shutil, sys
 from pathlib import Path
 
 import pandas as pd
 
 import dlmech
 from dlmech.look.glossary import GLOSSARY
-from dlmech.run import read_csv, read_json, RESULTS
+from dlmech.run import quietly, read_csv, read_json, RESULTS
 from dlmech.stats import describe_verdicts
 from dlmech.study.claims import describe_findings, findings_grid, read_claims, tell
 from dlmech.study.universality import describe_sweep, sweep_claims
@@ -67,7 +67,7 @@ def shown_cell(cell: dict) -> dict:
 def site_notebook(path: Path) -> dict:
     """A notebook as the site shows it: hidden cells and nbdev's lines dropped, notebooks that are named
     linked, one title, so that what follows a second heading of the first level stands below it."""
-    nb, kept, titles = json.loads(path.read_text()), [], 0
+    nb, kept, titles = json.loads(path.read_text(encoding='utf-8')), [], 0
     for cell in nb['cells']:
         source = source_of(cell)
         if cell['cell_type'] == 'raw' or source.startswith('#| hide'): continue
@@ -119,8 +119,9 @@ def api_page(module: str, notebook: str) -> str:
 # ---- results
 
 def as_table(table: pd.DataFrame) -> str:
-    "A table in Markdown; numbers with four digits."
-    text = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', r'\|').replace('\n', ' ')
+    "A table in Markdown; numbers with four digits, an empty field where there is none."
+    number = lambda v: f'{v:.4g}' if v == v else ''
+    text = lambda v: number(v) if isinstance(v, float) else str(v).replace('|', r'\|').replace('\n', ' ')
     rows = [list(map(str, table.columns)), ['---'] * len(table.columns)]
     rows += [[text(v) for v in row] for row in table.itertuples(index=False)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
@@ -140,28 +141,82 @@ def claims() -> dict[str, str]:
                                          for s in sweeps)}
 
 
-TIMES = {'times': ("The README's command", 'Once installed; and again, when all is read from the folder.'),
-         'causal-cost': ('The causal test', 'Millions of operations of the whole network, of what is behind '
-                         'the layer, and of what is computed; microseconds a filter and image.'),
-         'afcc-latency': ('Dilution', 'How many times faster than the dense network, masked and cut out, '
-                          'for one image and for 256.')}
+TIMES = {
+    'times': (
+        "The README's command",
+        'Once installed; and again, when all is read from the folder.'),
+    'bench-limits': (
+        "Near the machine's limits",
+        'Operations and bytes that each work needs are counted while it runs; beside them the rates '
+        'of a matrix product, of a convolution and of a copy, measured in turn with it. The figure is '
+        'the roofline: how many operations a byte, how many a processor second.'),
+    'bench-peers-phase3': (
+        'What every filter does (phase 3), beside other libraries',
+        'The same network, images, layers and heads; answers agree up to `difference`. *Published '
+        'shape* follows the published description; of Captum a part is measured and scaled.'),
+    'bench-peers-heads': (
+        'A head on every layer (phase 2), beside other libraries',
+        'The objective is the same. Of the published recipe one epoch is measured and scaled.'),
+    'bench-peers-losses': (
+        'How good these heads are',
+        'The objective that each reaches, layer by layer: less is better.'),
+    'bench-peers-growth': (
+        'How time and memory grow',
+        'With the number of images N, of labels K, of filters in the first layer, and of layers, on '
+        'random weights and images.'),
+    'bench-peers-slopes': (
+        'The same as exponents',
+        'Of processor seconds, of counted operations and of peak memory, against the size of each '
+        'axis.'),
+    'causal-cost': (
+        'The causal test',
+        'Millions of operations of the whole network, of what is behind the layer, and of what is '
+        'computed; microseconds a filter and image.'),
+    'afcc-latency': (
+        'Dilution',
+        'How many times faster than the dense network, masked and cut out, for one image and for 256.')}
 LEFT_OUT = 'agreement', 'run', 'arch', 'dataset', 'seed', 'whole'  # columns of no use beside others
+MANY = 16  # rows: a longer table is folded
 
 
-def time_tables() -> list[Path]:
-    "Tables of time and memory: those told of here, and whatever `bench` has left."
-    paths = [*(RESULTS/f'{name}.csv' for name in TIMES), *sorted(RESULTS.glob('bench-*.csv')),
-             *sorted((TOP/'bench'/'results').glob('*.csv'))]
-    return [p for p in paths if p.exists()]
+def time_tables() -> dict[str, pd.DataFrame]:
+    "Tables of time and memory by name: those told of here, and whatever `bench` has left."
+    left = [*sorted(RESULTS.glob('bench-*.csv')), *sorted((TOP/'bench'/'results').glob('*.csv'))]
+    paths = {p.stem: p for p in left} | {name: RESULTS/f'{name}.csv' for name in TIMES}
+    order = [*TIMES, *(name for name in paths if name not in TIMES)]
+    return {name: read_csv(paths[name]) for name in order if paths[name].exists()}
 
 
-def benchmarks() -> str:
+def benchmark_figures() -> dict[str, bytes]:
+    "The figures of these tables, as PNG, by the table's name: drawn as `bench` draws them."
+    sys.path.insert(0, str(TOP))
+    from bench.__main__ import picture
+    from bench.limits import roofline_figure
+    tables = time_tables()
+    found = {name: base64.b64decode(text) for name, t in tables.items()
+             if name.startswith('bench-') and (text := picture(t))}
+    if 'bench-limits' in tables:
+        roofline_figure(tables['bench-limits']).savefig(png := io.BytesIO(), dpi=110)
+        found['bench-limits'] = png.getvalue()
+    return found
+
+
+def benchmark(name: str, table: pd.DataFrame, drawn: bool) -> str:
+    "A table of time or memory under its heading: what is the same in all rows is said once."
+    title, text = TIMES.get(name, (name, ''))
+    table = table.drop(columns=[c for c in LEFT_OUT if c in table])
+    same = [c for c in table if len(table) > 2 and table[c].nunique(dropna=False) == 1]
+    said = '; '.join(f'{c} {table[c].iloc[0]:.4g}' if table[c].dtype == float else f'{c}: {table[c].iloc[0]}'
+                     for c in same)
+    shown = as_table(table.drop(columns=same))
+    if len(table) > MANY: shown = f':::{{dropdown}} The table, {len(table)} rows\n{shown}\n:::'
+    picture = f'![{title}](made/{name}.png)' * drawn
+    return '\n\n'.join(filter(None, (f'## {title}', text, f'*{said}*' * bool(said), picture, shown)))
+
+
+def benchmarks(drawn: dict[str, bytes]) -> str:
     "What was measured in time and memory: every table as its script left it."
-    tables = {p.stem: read_csv(p) for p in time_tables()}
-    said = {name: '\n\n'.join(TIMES.get(name, (name,))) for name in tables}
-    return '\n\n'.join(f'## {said[name]}\n\n'
-                       + as_table(table.drop(columns=[c for c in LEFT_OUT if c in table]))
-                       for name, table in tables.items())
+    return '\n\n'.join(benchmark(name, t, name in drawn) for name, t in time_tables().items())
 
 
 def faults() -> str:
@@ -180,34 +235,34 @@ def glossary() -> str:
     return '\n\n'.join(f'{term}\n: {text}' for term, text in GLOSSARY.items())
 
 
-HOW = '''It is not in this copy of the site, which was built without a measured network. Name a finished run,
-whose images are at hand, when the site is built:
-
-```bash
-DLMECH_SITE_RUN=runs/vgg16-cifar10-d64-brief10-seed0 sphinx-build -W -b html docs _docs/html
-```'''
+SHOWN = 'zoo:vgg16-cifar10-d64'  # the zoo's best network
+LAYERS = 1, 7, 13              # of it, those that the site has room for
 
 
 def report(extra: Path) -> str:
-    """Writes the report of the last layer of the run that DLMECH_SITE_RUN names into `extra/report`; gives
-    what leads to it, or how it is made where none is named."""
-    if not (folder := os.environ.get('DLMECH_SITE_RUN')): return HOW
-    m = dlmech.open(folder)
-    last = max(layer.number for layer in m)
-    dlmech.report(m, out=extra/'report', layers=[last])
-    return (f'{m.title}, layer {last}: a page for each of its {len(m[last])} filters.\n\n'
-            '<a href="report/index.html">Open the report</a>')
+    """Writes the report of some layers of the best network that comes with the package, or of the run that
+    DLMECH_SITE_RUN names, into `extra/report`; what leads to it."""
+    m = dlmech.open(os.environ.get('DLMECH_SITE_RUN') or SHOWN)
+    numbers = [part.number for part in m if part.number in LAYERS] or [part.number for part in m][-1:]
+    with quietly(True): dlmech.report(m, out=extra/'report', layers=numbers)
+    counted = sum(len(m[n]) for n in numbers)
+    return (f'**{m.title}**, layers {", ".join(map(str, numbers))} of {len(m.paths)}: a page for each of '
+            f'their {counted} filters.\n\n<a href="report/index.html">Open the report</a>\n\n'
+            f'The same, of all its layers, on your own machine, without data or training:\n\n'
+            f'```bash\ndlmech report {SHOWN} --out vgg16-report\n```')
 
 
 # ---- all of it
 
-def made(extra: Path) -> dict[str, str]:
-    "Every page, and every part that pages include, by its place."
+def made(extra: Path) -> dict[str, str|bytes]:
+    "Every page, every part that pages include, and every figure, by its place."
+    drawn = benchmark_figures()
     modules = {module: n for n in names() if (module := module_of(n))}
-    parts = claims() | {'benchmarks': benchmarks(), 'faults': faults(), 'glossary': glossary(),
+    parts = claims() | {'benchmarks': benchmarks(drawn), 'faults': faults(), 'glossary': glossary(),
                         'report': report(extra), 'notebooks': notebook_list(), 'names': user_table(),
                         'modules': toctree([f'/api/{module}' for module in modules])}
     return ({f'made/{name}.md': text for name, text in parts.items()}
+            | {f'made/{name}.png': png for name, png in drawn.items()}
             | {f'api/{module}.md': api_page(module, n) for module, n in modules.items()}
             | {f'notebooks/{n}.ipynb': json.dumps(site_notebook(NBS/f'{n}.ipynb')) for n in names()})
 
@@ -218,7 +273,7 @@ def write_all(docs: Path) -> None:
     for folder in MADE: (docs/folder).mkdir(exist_ok=True)
     pages = made(docs/'extra')
     for place, text in pages.items():
-        path = docs/place
-        if not path.exists() or path.read_text() != text: path.write_text(text)
+        path, data = docs/place, text if isinstance(text, bytes) else text.encode()
+        if not path.exists() or path.read_bytes() != data: path.write_bytes(data)
     there = {p.relative_to(docs).as_posix() for folder in MADE[:-1] for p in (docs/folder).glob('*')}
     for place in there - set(pages): (docs/place).unlink()

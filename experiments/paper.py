@@ -100,7 +100,7 @@ def run_jobs(args: argparse.Namespace) -> None:
         ended = run_step(step, name, args, end - began)
         log.append(dict(job=name, step=step, seconds=round(time.time() - began, 1), ended=ended))
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        (Path(args.out)/'log.json').write_text(json.dumps(log, indent=1) + '\n')
+        (Path(args.out)/'log.json').write_text(json.dumps(log, indent=1) + '\n', encoding='utf-8')
         if ended == 'stopped': break
 
 

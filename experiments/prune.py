@@ -8,8 +8,12 @@ dlmech/results, where the notebook reads them.
 
     python experiments/prune.py --repair vgg16-cifar10-d16 vgg6-cifar10 --seeds 0 1 2 3 4 [--ship]
 
-Selection, then repair, on networks that come with the package: filters and kernels, by the seed of the
-calibration images.
+Selection, then repair, on networks that come with the package: filters, by the seed of the calibration
+images.
+
+    python experiments/prune.py --kernels vgg6-cifar10 vgg16-cifar10-d16 --seeds 0 1 2 [--ship]
+
+The same for kernels from a layer to the next, by AFCC's clusters and by rules that know of none.
 
     python experiments/prune.py --cut vgg16-cifar10-d64 resnet56-cifar100 --files FOLDER [--ship]
 
@@ -20,21 +24,29 @@ import argparse, time
 from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import dlmech
 from dlmech.datasets import get_data
 from dlmech.model import start, train_or_load
+from dlmech.probe import heads_for
+from dlmech.pruning.links import merged
 from dlmech.pruning.scores import SCORES
 from dlmech.run import ParameterError, RESULTS, Run
-from dlmech.study.claims import NAMED
+from dlmech.study.claims import NAMED, named_run
 from dlmech.study.compare import (Calibrated, cut_study, dilution_study, end_study, gather, head_study,
                                   kernel_study, latency_study, LIBRARY, Method, method_of, METHODS,
                                   removal_study, repair_study, RULES, scratch_study, Subject, TABLES)
 from dlmech.study.study import Study
 
 LAYERS = {'vgg16-cifar10-d16': [8, 9, 10, 11, 12, 13], 'vgg6-cifar10': [4, 5]}  # of which filters go
-KERNELS_OF = 'vgg6-cifar10',                                                # whose kernels go too
+INNER = [[f'layer3.{block}.{bn}' for block in (6, 7, 8)] for bn in ('bn1', 'bn2')]
+# whose kernels go: its name among those of the claims, and from which layers to which
+KERNELS_OF = {'vgg6-cifar10': ('vgg6', '4 to 5', ['layers.4', 'layers.5'], []),
+              'vgg16-cifar10-d16': ('vgg16-narrow', '12 to 13', ['layers.12', 'layers.13'], []),
+              'vgg16-cifar10-d64': ('vgg16', '12 to 13', ['layers.12', 'layers.13'], []),
+              'resnet56-cifar100': ('resnet56-cifar100', 'inside the last blocks', *INNER)}
 MACS = [('multiply-adds', left) for left in (.7, .6, .5)]
 HALF = [('filters', .5)]
 CUT = {'vgg16-cifar10-d64': [('8 to 13', range(8, 14), HALF), ('all', range(1, 14), MACS)],
@@ -79,6 +91,13 @@ def options() -> argparse.Namespace:
     p.add_argument('--device', default='auto')
     p.add_argument('--repair', nargs='+', choices=list(LAYERS), default=[],
                    help='selection, then repair, on these networks')
+    p.add_argument('--kernels', nargs='+', choices=list(KERNELS_OF), default=[],
+                   help='kernels by clusters and other rules, then repair, on these networks')
+    p.add_argument('--calibration', type=int, default=2_000,
+                   help='training images on which --kernels averages fields and repairs')
+    p.add_argument('--heads-on', choices=['all', 'calibration'], default='all',
+                   help='the training images on which --kernels finds exact heads')
+    p.add_argument('--scored', type=int, default=5_000, help='test images of --kernels')
     p.add_argument('--cut', nargs='+', choices=list(CUT), default=[], help='smaller and faster networks')
     p.add_argument('--files', type=Path, default=Path('.'), help='where weights of others lie')
     p.add_argument('--ship', action='store_true', help='put the tables of these runs into the package')
@@ -137,10 +156,8 @@ def repairs(args: argparse.Namespace) -> None:
         for name in args.repair:
             net, data = dlmech.load(name), get_data(name.split('-')[1], args.root)
             make = partial(Calibrated, net, data, [f'layers.{n}' for n in LAYERS[name]])
-            studies = [repair_study(folder/'repair-filters.csv', name, make, seeds=[seed])]
-            if name in KERNELS_OF:
-                studies.append(kernel_study(folder/'repair-kernels.csv', name, make, seeds=[seed]))
-            for study in studies: fill(study, f'{name}, seed {seed}')
+            study = repair_study(folder/'repair-filters.csv', name, make, seeds=[seed])
+            fill(study, f'{name}, seed {seed}')
 
 
 def network_and_data(name: str, args: argparse.Namespace) -> tuple:
@@ -170,10 +187,27 @@ def cuts(args: argparse.Namespace) -> None:
                 fill(study, f'{name}, {layers}, seed {seed}')
 
 
+def kernels(args: argparse.Namespace) -> None:
+    "Fills the table of kernels, seed by seed of the calibration images."
+    folder = table_folder(args)
+    for seed, name in product(args.seeds, args.kernels):
+        known, layers, of, also = KERNELS_OF[name]
+        weights = str(args.files/NAMED[known].weights) if NAMED[known].weights else ''
+        run = named_run(NAMED[known], 0, weights, runs=args.runs, root=args.root)
+        net, heads = merged(train_or_load(run)), 'exact'
+        if args.heads_on == 'all': heads = heads_for(run, [run.layers.index(path) + 1 for path in of])[1]
+        make = partial(Calibrated, net, run.data, of, images=args.calibration, scored=args.scored,
+                       heads=heads, also=also)
+        study = kernel_study(folder/'repair-kernels.csv', name, layers, make, seeds=[seed],
+                             heads_on=f'{args.heads_on} training images')
+        fill(study, f'{name}, {layers}, seed {seed}')
+
+
 def main() -> None:
     "All networks, one after the other."
     args, runs = options(), []
     if args.cut: return cuts(args)
+    if args.kernels: return kernels(args)
     if args.repair: return repairs(args)
     args.scores = args.scores or scores_there()
     for seed in args.seeds:

@@ -67,8 +67,8 @@ def same_state(a: list, b: list) -> bool:
 
 def run(*command, timeout: float = 600, **changes) -> subprocess.CompletedProcess:
     "A command with its output, in the environment of tests."
-    return subprocess.run(list(map(str, command)), **{'env': ENV, **changes}, capture_output=True, text=True,
-                          timeout=timeout)
+    return subprocess.run(list(map(str, command)), **{'env': ENV, **changes}, capture_output=True,
+                          encoding='utf-8', timeout=timeout)
 
 
 def papermill(name: str, out: Path, *parameters: str, cwd: Path = TOP, timeout: float = 600
@@ -84,7 +84,7 @@ def papermill(name: str, out: Path, *parameters: str, cwd: Path = TOP, timeout: 
 def python(code: str, *args) -> subprocess.Popen:
     "A process of Python that runs `code`, its output kept."
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], env=ENV, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+                            stderr=subprocess.PIPE, encoding='utf-8')
 
 
 # goes before a process's own code, so that where it is killed hangs on what it did and not on when

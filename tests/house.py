@@ -41,7 +41,7 @@ class Cell:
 def cells(notebook: Path) -> list[Cell]:
     "A notebook's cells, in order."
     return [Cell(notebook.stem, c['cell_type'], ''.join(c['source']), c['metadata'].get('tags', []))
-            for c in json.loads(notebook.read_text())['cells']]
+            for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
 
 
 def notebooks(top: Path = TOP) -> dict[str, list[Cell]]:
@@ -53,7 +53,7 @@ def modules(top: Path = TOP) -> dict[str, ast.Module]:
     "The package's modules by name, as `pruning.afcc`, parsed; those that are made from notebooks."
     found = {'.'.join(p.relative_to(top/'dlmech').with_suffix('').parts): p
              for p in sorted((top/'dlmech').rglob('*.py')) if p.name not in ('__init__.py', '_modidx.py')}
-    return {name: ast.parse(p.read_text()) for name, p in found.items()}
+    return {name: ast.parse(p.read_text(encoding='utf-8')) for name, p in found.items()}
 
 
 def public(module: ast.Module) -> list[str]:
@@ -140,7 +140,8 @@ def count(top: Path = TOP) -> dict[str, str]:
     "The house in numbers."
     books = notebooks(top)
     exported = [c.code for found in books.values() for c in found if c.exported]
-    scripts = {name: [p.read_text() for folder in folders for p in sorted((top/folder).glob('*.py'))]
+    read = lambda folder: [p.read_text(encoding='utf-8') for p in sorted((top/folder).glob('*.py'))]
+    scripts = {name: [text for folder in folders for text in read(folder)]
                for name, folders in (('tests', ['tests']), ('bench', ['bench', 'experiments']))}
     rows = lengths(exported)
     for name, sources in scripts.items(): rows |= {f'{name}, {k}': v for k, v in lengths(sources).items()}

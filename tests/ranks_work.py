@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dlmech
 from dlmech.batches import Batches
-from dlmech.causal import causal
+from dlmech.causal import causal, cooperation
 from dlmech.model import get_recipe, success_rate, train, train_or_load
 from dlmech.probe import PAPER, train_heads
 from dlmech.ranks import agreed, alone, gathered, ranks
@@ -56,6 +56,16 @@ def train_and_repair(folder: Path, data) -> dict[str, torch.Tensor]:
     return found | {f'repaired-{k}': v for k, v in fixed.net.state_dict().items()}
 
 
+def keep_and_retrain() -> dict[str, torch.Tensor]:
+    "Random units kept together, and a network retrained under masks, none of it with BatchNorm in training."
+    net, (x, y) = linked_net()
+    m = dlmech.measure(net, (x, y), (x, y), layers=['6', '9'])
+    kept = cooperation(m['6'], blobs(253, 4), blobs(147, 4, 1), draws=2, images=(253, 147))
+    d = dlmech.dilute(net, m, ['6', '9'], (x, y))
+    found = {f'retrained-{k}': v for k, v in d.net.state_dict().items()}
+    return found | {'cooperation': torch.tensor(kept.to_numpy()), 'retrained-mask': d.masks['8']}
+
+
 def sentence(f: Callable) -> str:
     "What `f` ends with."
     try: return str(f())
@@ -80,7 +90,7 @@ def main(folder: Path, brief: bool = False):
     "All of it, or of several processes the measurements alone."
     run = dlmech.start(**RUN, runs=str(folder/'runs'))
     causal(dlmech.measure_run(run, [4, 5])[4], n=60)
-    found = in_memory() | ({} if brief else train_and_repair(folder, run.data))
+    found = in_memory() | keep_and_retrain() | ({} if brief else train_and_repair(folder, run.data))
     if ranks().several:
         told = said()
         agreed(lambda: write_json(folder/'said.json', told))

@@ -43,6 +43,30 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path, capsys):
     assert bench.main(['--only', 'train', '--quick', '--out', str(tmp_path)], pretended) == 0
 
 
+def test_a_call_that_was_cut_goes_on_and_what_is_there_stands(tmp_path, capsys):
+    asked, calls = ['--only', 'afcc,train,checks', '--quick', '--out', str(tmp_path)], []
+    def cut(name: str, quick: bool) -> dict[str, pd.DataFrame]:
+        calls.append(name)
+        if calls == ['afcc', 'train']: raise KeyboardInterrupt
+        return {name: GROWTH, 'more': GROWTH.assign(peer='<c>')}
+    with pytest.raises(KeyboardInterrupt): bench.main(asked, cut)
+    assert bench.main(asked, cut) == 0
+    assert calls == ['afcc', 'train', 'train', 'checks']
+    assert 'afcc: there already' in capsys.readouterr().out
+    page = (tmp_path/'index.html').read_text()
+    assert all(f'<h2>{name}</h2>' in page for name in ('afcc', 'afcc-more', 'train', 'checks-more'))
+    (tmp_path/'train-more.csv').unlink()                       # what has gone is measured again
+    assert bench.main(asked, cut) == 0
+    assert calls[4:] == ['train']
+    about = json.loads((tmp_path/'machine.json').read_text())
+    about['done']['checks']['CPU'] = 'another'                 # and so is what another machine has measured
+    (tmp_path/'machine.json').write_text(json.dumps(about))
+    assert bench.main(asked, cut) == 0
+    assert calls[5:] == ['checks']
+    assert bench.main([*asked, '--again'], cut) == 0
+    assert calls[6:] == ['afcc', 'train', 'checks']
+
+
 def test_growth_is_drawn_with_its_slope():
     assert bench.growth_of(GROWTH) == dict(x='N', y=['seconds'], by=['peer'])
     fig = bench.growth_figure(GROWTH, **bench.growth_of(GROWTH))
@@ -68,3 +92,5 @@ def test_the_command_measures_in_a_process_of_its_own(tmp_path):
     table = pd.read_csv(tmp_path/'null.csv')
     assert table.K.tolist() == [10, 100, 100]
     assert (table.with_null_s > 0).all()
+    assert table.machine.str.contains('threads 1, dlmech').all()
+    assert 'machine' not in done.stdout

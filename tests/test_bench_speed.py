@@ -54,6 +54,20 @@ def test_heads_of_both_have_the_same_loss(tiny):
         assert b <= a + 1e-3
 
 
+def test_heads_grow_side_by_side(monkeypatch):
+    monkeypatch.setattr(peers, 'network_and_images', lambda d, N: (
+        get_model('vgg16', 10, d), peers.random_images(N, 10), 'random'))
+    t = peers.heads_growth({13: [20, 40]}, 2)
+    assert t.images.tolist() == [20, 20, 40, 40]
+    assert t.ratio[::2].eq(1).all()
+    ours, theirs = t.loss[::2].to_numpy(), t.loss[1::2].to_numpy()
+    assert (ours <= theirs + 1e-5).all()
+
+
+def test_labels_grow_with_an_image_of_each():
+    assert peers.growing('K', 10).images == peers.growing('K', 100).images == peers.LABELLED
+
+
 def test_the_loss_is_the_papers_objective():
     f, y, W = torch.randn(9, 4), torch.arange(9) % 3, torch.randn(3, 4)
     expected = F.cross_entropy(f @ W.T, y) + WEIGHT_DECAY / 2 * W.square().sum()
@@ -110,5 +124,5 @@ def test_the_second_triangle_is_that_of_the_outputs():
     p = (x @ W.T).softmax(1)
     expected = (x.T * (p * (1-p)).mean(1)) @ x / 30 + WEIGHT_DECAY * torch.eye(5).double()
     R = curvature_root(maps, WEIGHT_DECAY, W)
-    assert torch.allclose(R @ R.T, expected, rtol=1e-4, atol=1e-6)
+    assert (R @ R.T - expected).norm() < .02 * expected.norm()   # of the images with 99 % of it
     assert torch.equal(R, R.tril())

@@ -1,7 +1,7 @@
 "Compaction that changes no output, in networks of every kind, saved, loaded and exported."
 import copy
 
-import pytest, torch
+import pytest, torch, torch.nn.functional as F
 from torch import nn
 
 from dlmech.pruning.afcc import masked
@@ -177,3 +177,26 @@ def test_filters_that_read_nothing_and_are_no_constants_stay():
     with torch.no_grad(): assert torch.equal(small(x), net(x))
     assert len(cut) == 0
     assert small[0].out_channels == 5
+
+
+class NormAct(nn.BatchNorm2d):
+    "As timm's: a BatchNorm with its activation within."
+    def __init__(self, n: int):
+        super().__init__(n)
+        self.act = nn.ReLU()
+        for v in (self.weight, self.running_mean, self.running_var): v.data.uniform_(.5, 1.5)
+    def forward(self, x):
+        return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False))
+
+
+def test_a_norm_with_its_activation_is_followed_and_cut():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), NormAct(8), nn.Conv2d(8, 6, 3), NormAct(6),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+    assert [(link.source, link.between, link.target) for link in cuttable(net)][0] == ('0', ['1'], '2')
+    mask = (torch.arange(8) < 3)[None, :, None, None].expand_as(net[2].weight)
+    d, x = masked(net, {'2': mask}), torch.randn(4, 3, 9, 9)
+    small, _ = cut_out(d, x)
+    assert small[0].weight.shape[0] == small[1].num_features == small[2].weight.shape[1] == 3
+    assert isinstance(small[1].act, nn.ReLU)
+    with torch.no_grad(): assert torch.allclose(small(x), d.net(x), atol=1e-5)

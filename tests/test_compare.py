@@ -10,10 +10,12 @@ from dlmech.pruning.afcc import Diluted
 from dlmech.pruning.scores import KERNELS, SCORES
 from dlmech.run import DlmechError, ParameterError
 from dlmech.study.compare import (AFCC, best_against_best, by_run, Calibrated, Chain, count_verdicts,
-                                  cut_study, cut_to, CUTS, DENSE, dilution_study, end_study, FiltersBy,
-                                  gather, KernelsBy, LIBRARY, mask_kernels, method_of, METHODS,
+                                  cut_study, cut_to, CUTS, DENSE, dilution_study, end_study, EVENLY,
+                                  FiltersBy, gather, kernel_masks, KERNEL_RULES, kernels_and_repair,
+                                  KernelsBy, LIBRARY, mask_kernels, method_of, METHODS, MIXTURES,
                                   most_within, one_against_each, paired_difference, removal_study,
-                                  results, retrain_and_score, RULES, Subject, TABLES)
+                                  repair_results, results, retrain_and_score, RETRAINED, RULES, Subject,
+                                  TABLES, together_in)
 from helpers import killed, papermill, python
 
 
@@ -118,6 +120,40 @@ def test_half_of_the_filters_is_half_of_them(calibrated):
                                            ('multiply-adds', 1e-6, 'dlmech.prune')])
 def test_a_cut_that_cannot_be_is_said(calibrated, of, left, way):
     with pytest.raises(DlmechError, match='^(of|way|keep): '): cut_to(calibrated, of, left, way)
+
+
+@pytest.mark.parametrize('rule', KERNEL_RULES)
+def test_every_rule_for_kernels_keeps_as_many_of_them(calibrated, rule):
+    path, reader = 'layers.5.conv', calibrated.net.layers[4].conv
+    together = together_in(calibrated, 'layers.4', dealt=False)
+    count = lambda mask: int(mask[:, :, 0, 0].sum())
+    masks = {kept: kernel_masks(calibrated, rule, kept)[path] for kept in (0., .1)}
+    assert masks[0.].shape == reader.weight.shape
+    assert count(masks[0.]) == int(together.sum())
+    assert count(masks[.1]) == round(.1 * together.numel()) < int(together.sum())
+    if rule == AFCC: assert torch.equal(masks[0.][:, :, 0, 0], together)
+    if rule == AFCC: assert (masks[.1][:, :, 0, 0] <= together).all()
+    if rule in MIXTURES:
+        alone = kernel_masks(calibrated, MIXTURES[rule][0], .1)[path]
+        apart = [int((mask[:, :, 0, 0] & ~together).sum()) for mask in (masks[.1], alone)]
+        assert apart[0] < apart[1]
+    if rule == EVENLY: assert masks[.1][:, :, 0, 0].sum(1).unique().diff().sum() <= 1
+
+
+def test_labels_dealt_anew_are_no_clusters(calibrated):
+    own, dealt = (together_in(calibrated, 'layers.4', dealt) for dealt in (False, True))
+    assert own.shape == dealt.shape == (32, 32)
+    assert not torch.equal(own, dealt)
+
+
+@pytest.mark.parametrize('way', ['ridge', RETRAINED])
+def test_kernels_that_went_are_made_up_for(calibrated, way):
+    before = {k: v.clone() for k, v in calibrated.net.state_dict().items()}
+    rate = lambda how: kernels_and_repair(calibrated, AFCC, .1, how)['valid_success_rate']
+    assert rate(way) > rate('none')
+    assert all(torch.equal(v, before[k]) for k, v in calibrated.net.state_dict().items())
+    with pytest.raises(ParameterError, match="repair: there is no 'all'"): rate('all')
+    with pytest.raises(ParameterError, match="rule: there is no 'best'"): kernel_masks(calibrated, 'best', .1)
 
 
 def test_a_study_of_cuts_has_its_dense_network(calibrated, tmp_path):
@@ -264,6 +300,16 @@ def test_shipped_tables_speak_of_scores_and_rules_that_there_are():
     assert set(KERNELS) <= set(RULES)
     named = {f'{row.way}:{row.amount}' for t in ('end', 'latency') for row in results(t).itertuples()}
     for text in named: assert text.startswith(DENSE) or str(method_of(text)) == text.rpartition(':')[0]
+
+
+def test_the_shipped_kernels_are_compared_at_equal_counts():
+    t = repair_results('kernels')
+    assert set(t.rule) <= {DENSE, *KERNEL_RULES}
+    assert set(t.repair) <= {'none', 'ridge', RETRAINED}
+    at = ['network', 'layers', 'heads_on', 'kept', 'seed']
+    assert not t.duplicated([*at, 'rule', 'repair']).any()
+    assert t.test_success_rate.between(0, 1).all()
+    assert (t.assign(kept_share=t.kept_share.round(6)).groupby(at).kept_share.nunique() == 1).all()
 
 
 def test_a_table_that_there_is_not_is_refused(monkeypatch, tmp_path):

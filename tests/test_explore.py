@@ -303,7 +303,7 @@ def test_a_run_that_is_not_finished_says_what_makes_it(tmp_path):
 
 def test_without_its_images_a_run_still_shows_its_matrices(run, tmp_path, monkeypatch):
     def missing(*a, **k): raise DlmechError('dataset: it is not here')
-    monkeypatch.setattr(dlmech.measurement, 'get_data', missing)
+    for module in dlmech.measurement, dlmech.model: monkeypatch.setattr(module, 'get_data', missing)
     e = Explorer(run.path)
     assert e.screen.pictures['matrix'].value
     assert not e.screen.pictures['image'].value

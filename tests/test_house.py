@@ -24,7 +24,7 @@ ORDER = '''parameters run ranks stats look.glossary figures datasets batches lay
 def sources():
     "Where code stands, and the code: every cell of a notebook, every test and script."
     for c in CODE: yield c.notebook, c.code
-    for p in SCRIPTS: yield f'{p.parent.name}/{p.name}', p.read_text()
+    for p in SCRIPTS: yield f'{p.parent.name}/{p.name}', p.read_text(encoding='utf-8')
 
 
 def functions():
@@ -92,12 +92,37 @@ def imports(path: Path) -> list[tuple[str, ...]]:
     "What a file or notebook imports, in order."
     found = []
     codes = [c.code for c in cells(path) if c.kind == 'code'] if path.suffix == '.ipynb' else None
-    for code in codes or [path.read_text()]:
+    for code in codes or [path.read_text(encoding='utf-8')]:
         nodes = [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.Import, ast.ImportFrom))]
         for node in sorted(nodes, key=lambda n: n.lineno):
             module = getattr(node, 'module', None)
             found += [tuple(filter(None, (module, a.name, a.asname))) for a in node.names]
     return found
+
+
+TEXT = 'read_text', 'write_text', 'open', 'fdopen', 'TemporaryFile', 'NamedTemporaryFile'
+
+
+def says_no_encoding(call: ast.Call) -> bool:
+    "Whether a call reads or writes text and leaves it to the locale how."
+    name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, 'attr', '')
+    given = [*call.args, *(k.value for k in call.keywords)]
+    values = [str(a.value) for a in given if isinstance(a, ast.Constant)]
+    modes = [v for v in values if re.fullmatch('[rwax]?b[+]?', v)]
+    if name not in TEXT or name == 'open' and isinstance(call.func, ast.Attribute): return False
+    if modes or {'encoding', None} & {k.arg for k in call.keywords}: return False
+    return name in TEXT[:4] or bool(given)  # a temporary file is one of bytes unless it is told
+
+
+def test_text_is_utf_8_in_every_locale():
+    "Of the package, of benches, experiments and docs, and of what tests share."
+    assert says_no_encoding(ast.parse("f.write_text('a')", mode='eval').body)
+    assert not says_no_encoding(ast.parse("open(f, 'rb+')", mode='eval').body)
+    shared = [p for p in (*SCRIPTS, *(TOP/'tests'/'faults').glob('*.py')) if not p.name.startswith('test_')]
+    trees = MODULES | {p.name: ast.parse(p.read_text(encoding='utf-8')) for p in shared}
+    left = [f'{name}:{node.lineno}' for name, tree in trees.items() for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and says_no_encoding(node)]
+    assert left == []
 
 
 def test_imports_are_in_order(tmp_path):
@@ -112,6 +137,13 @@ def test_imports_are_in_order(tmp_path):
     assert 'fixed' in done.stdout, done.stdout + done.stderr  # of the layout at least
     moved = [str(p.relative_to(tmp_path)) for p, before in files.items() if imports(p) != before]
     assert moved == []
+
+
+def test_no_text_of_a_figure_is_smaller_than_8_points():
+    sizes = [(where, float(n)) for where, code in sources()
+             for n in re.findall(r'(?:font|label|title_font)size=(\d[\d.]*)', code)]
+    assert len(sizes) > 5
+    assert [(where, n) for where, n in sizes if n < 8] == []
 
 
 # ---- modules
@@ -239,7 +271,7 @@ def test_nothing_is_looked_up_in_the_names_of_a_module():
 def test_prose_names_nothing_that_went():
     "Where text names code by backticks, in notebooks and in the README."
     texts = {name: '\n'.join(c.source for c in found) for name, found in BOOKS.items()}
-    texts['README'] = (TOP/'README.md').read_text()
+    texts['README'] = (TOP/'README.md').read_text(encoding='utf-8')
     named = {name: {word for code in re.findall(r'`([^`\n]+)`', text) for word in re.findall(r'\w+', code)}
              for name, text in texts.items()}
     assert sum(map(len, named.values())) > 300

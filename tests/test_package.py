@@ -1,11 +1,12 @@
 "What pip installs, what it imports, and that the README is the index."
-import re, shutil, subprocess, sys, zipfile
+import re, shlex, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 
-import pytest
+import pytest, typer, yaml
 
 import dlmech
 import dlmech.arch as arch
+from dlmech.cli import app
 from helpers import ENV, NBS, run, TOP
 from refresh import readme
 
@@ -29,6 +30,53 @@ def test_the_readme_names_only_what_there_is():
 def test_the_version_is_one():
     assert dlmech.__version__ == settings()['version']
     assert f"## {dlmech.__version__}" in (TOP/'CHANGELOG.md').read_text()
+    assert f"\nversion: {dlmech.__version__}\n" in (TOP/'CITATION.cff').read_text()
+
+
+def blocks(language: str) -> list[str]:
+    "The code of a language in README.md, CONTRIBUTING.md and the how-to pages."
+    pages = [TOP/'README.md', TOP/'CONTRIBUTING.md', *sorted((TOP/'docs'/'howto').glob('*.md'))]
+    return [b for p in pages for b in re.findall(rf'^```{language}\n(.*?)^```', p.read_text(), re.M | re.S)]
+
+
+def test_the_commands_that_are_told_exist():
+    "Each command of `dlmech`, with its options; each script and notebook that a command names."
+    commands = typer.main.get_command(app).commands
+    lines = [line.split('#')[0].strip() for b in blocks('bash') for line in b.splitlines()]
+    told = [shlex.split(line) for line in lines if line.startswith('dlmech ')]
+    assert len(told) > 6
+    for _, name, *words in told:
+        known = {o for p in commands[name].params for o in p.opts}
+        assert {w for w in words if w.startswith('--')} <= known, (name, words)
+    named = {w for line in lines for w in re.findall(r'[\w/-]+\.(?:py|ipynb)', line)}
+    there = {w for w in named if not w.startswith('out') and w != 'measure.py'}  # written; the reader's own
+    assert len(there) > 2
+    assert {w for w in there if not (TOP/w).exists()} == set()
+
+
+def test_what_is_told_to_be_installed_can_be():
+    "The extras of every `pip install`, in the pages and in .ci/run."
+    texts = [*blocks('bash'), (TOP/'.ci'/'run').read_text(), (NBS/'tutorial.ipynb').read_text()]
+    extras = {e for t in texts for part in re.findall(r"'\.\[([\w,]+)\]'", t) for e in part.split(',')}
+    assert extras >= {'dev', 'docs', 'explore', 'ranks'}
+    assert {e for e in extras if f'{e}_requirements' not in settings()} == set()
+
+
+def test_every_check_is_that_of_ci_run():
+    "The workflow runs it; what pre-commit asks is part of it, word for word."
+    checks = (TOP/'.ci'/'run').read_text()
+    workflow = yaml.safe_load((TOP/'.github'/'workflows'/'ci.yml').read_text())
+    steps = [s['run'] for job in workflow['jobs'].values() for s in job['steps'] if 'run' in s]
+    assert steps == ['.ci/run']
+    hooks = yaml.safe_load((TOP/'.pre-commit-config.yaml').read_text())['repos'][0]['hooks']
+    assert len(hooks) == 3
+    assert [h['entry'] for h in hooks if h['entry'] not in checks] == []
+
+
+def test_the_issue_template_asks_for_what_can_be_said():
+    form = yaml.safe_load((TOP/'.github'/'ISSUE_TEMPLATE'/'bug.yml').read_text())
+    asked = next(a['description'] for f in form['body'] if (a := f['attributes'])['label'] == 'Versions')
+    assert run(*shlex.split(asked.replace('python', sys.executable, 1))).stdout.startswith('{')
 
 
 def test_requirements_of_the_package_have_lower_bounds_only():
@@ -64,7 +112,9 @@ def test_the_wheel_holds_modules_notebooks_and_networks(wheel):
     assert {'dlmech/run.py', 'dlmech/pruning/afcc.py', 'dlmech/look/__init__.py'} <= set(modules) <= names
     assert 'dlmech/py.typed' in names
     for p in NBS.glob('*.ipynb'): assert f'dlmech/notebooks/{p.name}' in names
-    for folder in ('zoo', 'results', 'look/templates'):
+    finished = [p.relative_to(TOP/'dlmech') for p in (TOP/'dlmech'/'zoo'/'finished').iterdir()]
+    assert finished
+    for folder in ('zoo', 'results', 'look/templates', *finished):
         for p in (TOP/'dlmech'/folder).glob('*.*'): assert f'dlmech/{folder}/{p.name}' in names
     assert not [n for n in names if n.startswith('dlmech/zoo/large')]  # a checkout's own
     assert {n.split('/')[0].split('-')[0] for n in names} == {'dlmech'}  # neither tests nor experiments

@@ -79,6 +79,33 @@ def test_fewer_images_than_inputs_have_the_same_minimum(monkeypatch):
     assert (within.weight('a') - direct.weight('a')).norm() <= 2 * GRADIENT * direct.weight('a').norm()
 
 
+def test_every_way_there_ends_at_the_same_head(monkeypatch):
+    "From an eighth of the images or from zero; by Newton's steps, or without them by L-BFGS alone."
+    maps = correlated(600, 4)
+    usual = solve_head(maps, 4)
+    monkeypatch.setattr(probe, 'COARSE', 100)    # six images are no start
+    from_zero = solve_head(maps, 4)
+    monkeypatch.setattr(probe, '_newton', lambda descent: None)
+    without = solve_head(maps, 4)
+    assert len({heads.about['a']['head_evaluations'] for heads in (usual, from_zero, without)}) == 3
+    for heads in (usual, from_zero, without):
+        assert heads.about['a']['head_gradient'] <= GRADIENT
+        assert (heads.weight('a') - usual.weight('a')).norm() <= 2 * GRADIENT * usual.weight('a').norm()
+
+
+def test_products_with_the_curvature_are_those_of_autograd(monkeypatch):
+    maps, g = correlated(60, 3), torch.Generator().manual_seed(1)
+    W, V = (torch.randn(3, 24, generator=g).double() / 10 for _ in range(2))
+    x, y = maps.x.double() * maps.unit, maps.y
+    loss = lambda W: nn.functional.cross_entropy(x @ W.T, y) + WEIGHT_DECAY / 2 * W.square().sum()
+    expected = torch.autograd.functional.hvp(loss, W, V)[1]
+    nearly = probe.Curvature(maps, W, WEIGHT_DECAY)
+    assert len(nearly.maps.x) < 60               # who adds next to nothing is left out
+    assert (nearly(V) - expected).norm() < .05 * expected.norm()
+    monkeypatch.setattr(probe, 'CURVED', 1.)
+    assert torch.allclose(probe.Curvature(maps, W, WEIGHT_DECAY)(V), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_its_weights_sum_to_zero_and_others_are_projected():
     assert solve_head(correlated(200, 3), 3).weight('a').sum(0).abs().max() < 1e-5
     weight = torch.randn(4, 3, 2, 2) + 1

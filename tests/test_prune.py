@@ -1,4 +1,6 @@
 "One call from a measurement to a smaller network: its steps, the network as it was, bad input refused."
+import copy
+
 import pytest, torch
 from torch import nn
 
@@ -6,7 +8,7 @@ import dlmech
 from dlmech.batches import Batches
 from dlmech.model import success_rate
 from dlmech.pruning.compact import cut_out, macs, macs_by_layer, parameters_of
-from dlmech.pruning.prune import macs_left, remove_and_repair, Shares
+from dlmech.pruning.prune import answer_changes, macs_left, remove_and_repair, repaired_weight, Shares
 from dlmech.pruning.repair import calibration_batches
 from dlmech.pruning.scores import keep_top_filters, remove, SCORES, unit_stats
 from dlmech.run import DlmechError, ParameterError
@@ -89,6 +91,42 @@ def test_filters_go_where_they_are_missed_least():
     assert shares.kept['9'] <= 12
     while shares.step(by_macs=True): pass
     assert shares.kept == {'6': 1, '9': 1}
+
+
+class Blocks(nn.Module):
+    "A stream to which the first block adds a thousand times as much as the second."
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 4)
+        self.much, self.little = (nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
+                                                nn.Conv2d(8, 6, 3, padding=1)) for _ in range(2))
+        self.little[2].weight.data /= 1000
+        self.fc.weight.data *= 30
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.much(x)
+        return self.fc((x + self.little(x)).mean((2, 3)))
+
+
+def test_in_a_residual_network_filters_go_where_the_answers_miss_them_least():
+    "The second block's readers lose the same share of their outputs, which nobody sees."
+    torch.manual_seed(0)
+    net, train = Blocks().eval(), blobs(80, 4)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    m = dlmech.measure(net, train, fields_on=train, layers=['much.1', 'little.1'])
+    stats_of = unit_stats(net, m, ['much.1', 'little.1'], [train])
+    orders = {path: SCORES['greedy OBS'](stats).argsort() for path, stats in stats_of.items()}
+    changes = answer_changes(net, stats_of, orders, train[0])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    n, change = changes['much.1'][1]
+    with torch.no_grad():                                           # the slow way
+        p, other = net(train[0]).double().softmax(1), copy.deepcopy(net)
+        other.much[2].weight[:] = repaired_weight(stats_of['much.1'], orders['much.1'][:n])
+        q = other(train[0]).double().softmax(1)
+    assert change == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
+    assert all(b < 1e-3 * a for (_, a), (_, b) in zip(changes['much.1'], changes['little.1']))
+    _, table = dlmech.prune(net, m, train, keep=.6)
+    assert table.kept.tolist()[:2] == [8, 2]
 
 
 def test_multiply_adds_are_counted_as_the_cut_network_has_them(measured_net):

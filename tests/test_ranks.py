@@ -12,7 +12,7 @@ from dlmech.datasets import ImageSet
 from dlmech.model import train_or_load
 from dlmech.ranks import Ranks, ranks
 from dlmech.run import DlmechError
-from helpers import ENV, KILL_AFTER, run, TOP
+from helpers import ENV, KILL_AFTER, linked_net, run, TOP
 
 pytest.importorskip('accelerate', reason="what joins processes is not here: pip install 'dlmech[ranks]'")
 
@@ -94,6 +94,33 @@ def test_a_repair_is_the_same(worlds):
     weights = [k for k in one if k.startswith('repaired')]
     assert len(weights) > 5
     assert max(relative(one[k], two[k]) for k in weights) < 1e-6
+
+
+@pytest.mark.parametrize('world', LAUNCHERS)
+def test_units_kept_and_a_retraining_under_masks_are_the_same(worlds, world):
+    one, several = (load_file(worlds/str(n)/'found.safetensors') for n in (1, world))
+    rates = one['cooperation'][:, 2:]
+    assert rates.max() > rates.min()
+    assert torch.equal(one['cooperation'], several['cooperation'])
+    weights = [k for k in one if k.startswith('retrained') and one[k].is_floating_point()]
+    assert max(relative(one[k], several[k]) for k in weights) < 1e-5
+    assert (one['retrained-8.weight'] == 0).equal(several['retrained-8.weight'] == 0)
+    assert one['retrained-8.weight'][~one['retrained-mask']].eq(0).all()
+    assert not torch.allclose(one['retrained-8.weight'], linked_net()[0][8].weight, atol=1e-3)
+
+
+def test_torchrun_takes_the_command_line(worlds, tmp_path):
+    "Two processes measure another layer as one does, and the first one speaks."
+    asked = [f'--{k}={",".join(map(str, v)) if isinstance(v, list) else v}' for k, v in RUN.items()]
+    for n in '12': shutil.copytree(worlds/'1', tmp_path/n)
+    dlmech.measure_run(dlmech.start(**RUN | dict(layer=3), runs=str(tmp_path/'1'/'runs')))
+    done = run(sys.executable, *LAUNCHERS[2][:-1], '-m', '--', 'dlmech', 'measure', *asked, '--layer=3',
+               '--runs', tmp_path/'2'/'runs', env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('next: dlmech report') == 1
+    one, two = (pd.read_csv(tmp_path/n/'runs'/NAME.format(0)/'layers.csv') for n in '12')
+    assert 3 in one.layer.tolist()
+    pd.testing.assert_frame_equal(one, two, rtol=1e-9)
 
 
 @pytest.mark.parametrize('world', LAUNCHERS)

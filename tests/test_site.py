@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import dlmech
 from helpers import find_chromium, NBS, run, TOP
 from house import definitions, modules, public
 
@@ -14,7 +15,8 @@ DOCS = TOP/'docs'
 HOWTO = {p.stem: p.read_text() for p in sorted((DOCS/'howto').glob('*.md'))}
 RUN = [name for name, text in HOWTO.items() if '```python' in text]
 LONG = 'sweep',  # processes that train
-LOOKED_AT = 'index', 'notebooks/tutorial', 'notebooks/03_filter', 'api/pruning.prune', 'claims', 'glossary'
+LOOKED_AT = ('index', 'notebooks/tutorial', 'notebooks/03_filter', 'api/pruning.prune', 'claims', 'glossary',
+             'report', 'report/index', 'report/layer-7/filter-20')
 
 
 def code_of(text: str) -> str:
@@ -66,9 +68,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope='module')
 def pages(site):
-    "Every page of the site but those of a report inside it."
+    "Every page of the site; of the report inside it the index, and of each layer its own and a filter's."
     left_out = 'report', '_static'
-    return {p: Page(p) for p in site.rglob('*.html') if p.relative_to(site).parts[0] not in left_out}
+    own = [p for p in site.rglob('*.html') if p.relative_to(site).parts[0] not in left_out]
+    inside = [p for name in ('*', '*/index', '*/filter-20') for p in site.glob(f'report/{name}.html')]
+    return {p: Page(p) for p in own + inside}
 
 
 def test_no_link_leads_nowhere(site, pages):
@@ -84,6 +88,17 @@ def test_no_link_leads_nowhere(site, pages):
             if not there: wrong.append((path.relative_to(site).as_posix(), link))
     assert checked > 2000
     assert wrong == []
+
+
+def test_a_report_of_the_best_network_lies_inside(site, pages):
+    "Of its tables and images, which come with the package; with a page for each filter of some layers."
+    m = dlmech.open('zoo:vgg16-cifar10-d64')
+    layers = [int(p.parent.name.split('-')[1]) for p in site.glob('report/layer-*/index.html')]
+    assert max(layers) == len(m.paths)
+    for n in layers: assert len(list((site/'report'/f'layer-{n}').glob('filter-*.html'))) == len(m[n])
+    assert 'report/index.html' in pages[site/'report.html'].links
+    assert len([link for link in pages[site/'report'/'layer-7'/'filter-20.html'].links
+                if link.endswith('.webp')]) == m[7].top['image'].shape[1]
 
 
 def test_a_page_fetches_nothing_from_outside(pages):

@@ -39,7 +39,7 @@ GLOSSARY |= {
     'cross': "Cross-talk: how many filters have the element of one label on another's output above the "
              'threshold, on average over all such pairs.',
     'SNR': 'Signal-to-noise ratio: signal over cross, of a layer or of one filter by itself. It is 1 if '
-           'filters know nothing of labels; in a trained network it rises with the layers.',
+           'filters know nothing of labels; the papers find that it rises with the layers.',
     'dead': 'A filter without a positive element in its field matrix; it has no cluster and no noise.',
 }
 

@@ -12,11 +12,12 @@ __all__ = ['MOST', 'LISTED', 'FIELDS', 'files_of_report', 'check_place', 'put_in
            'report_folder', 'write_site', 'report']
 
 # %% ../../nbs/06_report.ipynb #7048baaf
-import json, os, re, shutil
+import errno, json, os, re, shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from glob import escape
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -39,21 +40,23 @@ from .views import network_input
 from ..measurement import FiledLayer, LayerMeasurement, Measurement, Pictures, RunSource
 from ..null import evidence, null_table
 from ..run import (_HERE, _is_left, base, check_kind, check_path, clusters_of, DlmechError, in_words,
-                        PACKAGE, progress)
+                        locked, PACKAGE, progress)
 from ..trunk import Trunk
 
 # %% ../../nbs/06_report.ipynb #d620e226
 _LIST = '.report.json'     # the files of a report
 _OURS = 'index.html glossary.html changes.html assets/* data/* images/* layer-*/*'.split()
 _OLD = re.compile(r'\d+/\d+\.html')   # of dlmech 0.1, which kept no list
+_LISTED = re.compile(r'(index|glossary|changes)\.html|(assets|data|images|layer-\d+)/[^/]+|' + _OLD.pattern)
 
 def files_of_report(folder: Path) -> set[str]:
     "The files in that folder that a report wrote. Raises a `DlmechError` if its list cannot be read."
     if not folder.is_dir(): return set()
     if (folder/_LIST).exists():
-        try: return set(map(str, json.loads((folder/_LIST).read_text(encoding='utf-8'))))
-        except (ValueError, TypeError):
+        try: listed = set(map(str, json.loads((folder/_LIST).read_text(encoding='utf-8'))))
+        except (ValueError, TypeError, RecursionError):
             raise DlmechError(f'{folder/_LIST} cannot be read; delete the report, {folder}') from None
+        return {name for name in listed if _LISTED.fullmatch(name)}
     old = {p.relative_to(folder).as_posix() for p in folder.glob('*/*.html')}
     old = {name for name in old if _OLD.fullmatch(name)}
     return old | {'index.html'} if old else set()
@@ -61,6 +64,8 @@ def files_of_report(folder: Path) -> set[str]:
 def check_place(folder: Path) -> None:
     "Raises a `DlmechError` if a report at that place would overwrite a file that no report wrote."
     if folder.exists() and not folder.is_dir(): raise DlmechError(f'{folder} is a file; name a folder')
+    if links := [p for p in folder.glob('*/') if p.is_symlink()]:
+        raise DlmechError(f'{links[0]} is a link where a folder should be; remove it')
     own = files_of_report(folder)
     there = (p.relative_to(folder).as_posix() for kind in _OURS for p in folder.glob(kind))
     if found := sorted(set(there) - own):
@@ -68,35 +73,48 @@ def check_place(folder: Path) -> None:
                           'folder')
 
 # %% ../../nbs/06_report.ipynb #d322c2ab
+def _is_moved(new: Path, folder: Path) -> bool:
+    "Makes `new` the folder of that name if there is none; whether it did."
+    try: return not folder.exists() and bool(new.rename(folder))
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise  # another report was there first
+        return False
+
+# %% ../../nbs/06_report.ipynb #38df4557
 def put_in_place(new: Path, folder: Path) -> None:
     "Moves a report's files to `folder`, the index last, and deletes those of the report that was there."
     names = sorted((p.relative_to(new).as_posix() for p in new.rglob('*') if p.is_file()),
                    key=lambda name: name == 'index.html')
-    old = files_of_report(folder)
     (new/_LIST).write_text(json.dumps(names), encoding='utf-8')
-    if not folder.exists(): return new.rename(folder) and None
-    (folder/_LIST).write_text(json.dumps(sorted({*names, *old})), encoding='utf-8')   # should this be killed
-    for name in names:
-        (folder/name).parent.mkdir(parents=True, exist_ok=True)
-        (new/name).replace(folder/name)
-    for name in old - {*names}: (folder/name).unlink(missing_ok=True)
-    for place in {(folder/name).parent for name in old - {*names}} - {folder}:
-        if place.is_dir() and not any(place.iterdir()): place.rmdir()
-    (new/_LIST).replace(folder/_LIST)
+    if _is_moved(new, folder): return
+    with locked(folder):
+        old = files_of_report(folder)
+        every = json.dumps(sorted({*names, *old}))
+        (folder/_LIST).write_text(every, encoding='utf-8')   # should this be killed
+        for name in names:
+            (folder/name).parent.mkdir(parents=True, exist_ok=True)
+            (new/name).replace(folder/name)
+        for name in old - {*names}: (folder/name).unlink(missing_ok=True)
+        for place in {(folder/name).parent for name in old - {*names}} - {folder}:
+            if place.is_dir() and not any(place.iterdir()): place.rmdir()
+        (new/_LIST).replace(folder/_LIST)
 
+# %% ../../nbs/06_report.ipynb #f7377c2b
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Gives a folder beside `path` to write to; on leaving, its files are put at `path`; after an exception
-    it is gone and `path` as it was. Raises a `DlmechError` if a file of somebody's own is in the way."""
-    check_place(path)
-    for left in path.parent.glob(f'.{path.name}.*.part'):  # of one who was killed
-        if _is_left(left.name) and left.is_dir(): shutil.rmtree(left, ignore_errors=True)
+    it is gone and `path` as it was. Raises a `DlmechError` if a file of somebody's own is in the way, or the
+    disk takes no more."""
     beside = path.with_name(f'.{path.name}.{_HERE}-{os.getpid()}-{token_hex(4)}.part')
-    with in_words(path.parent): beside.mkdir(parents=True)
-    try:
-        yield beside
-        put_in_place(beside, path)
-    finally: shutil.rmtree(beside, ignore_errors=True)
+    with in_words(path):
+        check_place(path)
+        for left in path.parent.glob(f'.{escape(path.name)}.*.part'):  # of one who was killed
+            if _is_left(left.name) and left.is_dir(): shutil.rmtree(left, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+            yield beside
+            put_in_place(beside, path)
+        finally: shutil.rmtree(beside, ignore_errors=True)
 
 # %% ../../nbs/06_report.ipynb #024abfd4
 def number_text(x: Any, digits: int = 4) -> str:
@@ -449,10 +467,9 @@ def curves_of(layers: pd.DataFrame) -> list[Curve]:
 def index_page(site: Site, downloads: Sequence = (), no_fields: str = '') -> str:
     "The report's first page: the layers' curves, the most telling filters, and all of them in a table."
     m, left = site.m, max(0, len(site.rows) - LISTED)
-    layers = pd.DataFrame(m.layers[m.layers.layer.isin(site.numbers)])
-    return fill_in('index.html', **site.values(), about=about_text(m), charts=curves_of(layers),
-                   layer_columns=[c for c in _LAYER_COLUMNS if c.key in layers],
-                   layer_rows=layers.to_dict('records'), columns=filter_columns(site.filters, ''),
+    return fill_in('index.html', **site.values(), about=about_text(m), charts=curves_of(m.layers),
+                   layer_columns=[c for c in _LAYER_COLUMNS if c.key in m.layers],
+                   layer_rows=m.layers.to_dict('records'), columns=filter_columns(site.filters, ''),
                    rows=sorted(site.rows, key=lambda row: row['rank'])[:LISTED],
                    left_out=f'{left:,}' * (left > 0), downloads=downloads, no_fields=no_fields)
 
@@ -532,8 +549,10 @@ def write_changes(site: Site, other: Measurement, folder: Path) -> list[tuple]:
 
 # %% ../../nbs/06_report.ipynb #aa3cccb6
 def report_folder(m: Measurement) -> Path:
-    "Where a measurement's report lies; raises a `DlmechError` for one in memory."
+    "Where a measurement's report lies; raises a `DlmechError` for one in memory, or of the package."
     tables = [layer.store.tables for layer in m if isinstance(layer.store, FiledLayer)]
+    if tables and PACKAGE in tables[0].parents:
+        raise DlmechError('report: this measurement came with the package; name a folder with out')
     if tables: return tables[0]/'report'
     raise DlmechError('report: this measurement lies in no folder; save it first, or name one with out')
 

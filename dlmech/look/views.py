@@ -37,7 +37,7 @@ from ..filter import (chunks, Clusters, filter_rows, find_clusters, layer_means,
 from ..measurement import (FiledLayer, LayerMeasurement, Measurement, Pictures, RunSource,
                                 snr_by_filter)
 from ..null import draw_permutations, filters_beside_null
-from ..run import base, DlmechError, one_of, ParameterError, Parameters, whole
+from ..run import base, DlmechError, one_of, PACKAGE, ParameterError, Parameters, whole
 from ..silence import Answers, even_batches, silenced, SWITCH
 from ..trunk import Trunk
 
@@ -569,8 +569,9 @@ def _opening(m: Measurement) -> str:
     return f'dlmech.open({str(m.source.run.path)!r}{asked})'
 
 def folder_of(m: Measurement) -> Path|None:
-    "The folder that a measurement lies in, None if it is in memory."
-    return next((part.store.folder for part in m if isinstance(part.store, FiledLayer)), None)
+    "The folder that a measurement lies in, None if it is in memory, or came with the package."
+    folder = next((part.store.folder for part in m if isinstance(part.store, FiledLayer)), None)
+    return None if folder and PACKAGE in folder.parents else folder
 
 # %% ../../nbs/06_views.ipynb #9c1853a3
 def save_view(m: Measurement,

@@ -17,11 +17,12 @@ from typing import Any
 import pandas as pd, torch
 from torch import nn, Tensor
 
-from ..batches import Batches
+from ..batches import Batches, dealt_within
 from ..layers import check_takes, hooked
 from ..measurement import check_fields, Measurement, RunSource
-from ..model import answer_loss, get_recipe, new_model, train, train_epoch
+from ..model import answer_loss, get_recipe, new_model, shared_loss, train, train_epoch
 from .links import Link, link_between, links, merged, modules_of
+from ..ranks import as_first, parallel
 from ..run import (check_int, check_kind, clusters_of, DlmechError, generator, one_of, ParameterError,
                         progress, Run, shown)
 
@@ -228,17 +229,19 @@ def retrain(d: Diluted, batches: Any,  # training batches (x, y); `.at(epoch)` i
     """Retrains the masked network in place, its masks kept (the group's code; that the learning rate falls is
     ours); the loss and the success rate on the training images of each epoch.
 
-    Raises a `DlmechError` if the loss is no longer finite."""
+    Raises a `DlmechError` if the loss is no longer finite, and, of several processes, which each take a part
+    of every batch, a `ParameterError` for batches that are no `Batches`."""
     paths = beside(d.net, d.masks) if one_of('what', what, ['beside', 'all']) == 'beside' else None
-    steps, log = epochs * len(batches), []
+    steps, log = epochs * len(batches := dealt_within(batches)), []
     falling = lambda epoch, i: 1 - ((epoch-1) * len(batches) + i) / steps
-    loss_of = answer_loss(d.net, smoothing)
     with (holding(d.net, d.masks), only_training(d.net, paths) as params,
           progress(desc='retraining', total=steps, unit='step') as bar):
         opt = torch.optim.SGD([dict(params=params, lr_peak=lr)], lr, momentum, weight_decay=weight_decay,
                               nesterov=momentum > 0)
+        loss_of = shared_loss(answer_loss(parallel(d.net), smoothing), batches)
         for epoch in range(1, epochs+1):
             log.append(train_epoch(loss_of, opt, batches, epoch, falling, bar, 'retraining'))
+            as_first(d.net)
     return pd.DataFrame(log)
 
 # %% ../../nbs/04_afcc.ipynb #77b12862

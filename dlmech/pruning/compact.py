@@ -99,7 +99,11 @@ def _norm_with(m: Any, index: Tensor) -> nn.Module:
         like.groups = len(index)
         return _with_weights(like, m.weight[index], None if m.bias is None else m.bias[index])
     if isinstance(m, nn.PReLU) and m.weight.numel() > 1: new = nn.PReLU(len(index))
-    elif isinstance(m, NORMS): new = type(m)(len(index), m.eps, m.momentum, m.affine, m.track_running_stats)
+    elif isinstance(m, NORMS):
+        new = copy.deepcopy(m)  # an activation that it has within stays
+        new.num_features = len(index)
+        for k, v in new.named_parameters(): new._parameters[k] = nn.Parameter(v[index])
+        for k, v in new.named_buffers(): new._buffers[k] = v[index] if v.ndim else v
     else: return m
     new.load_state_dict({k: v[index] if v.ndim else v for k, v in m.state_dict().items()})
     return new.to(index.device).train(m.training)

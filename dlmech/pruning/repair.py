@@ -75,6 +75,8 @@ def what_follows(node: fx.Node, modules: dict[str, Any]) -> tuple[Any, fx.Node|N
         user: Any = next(iter(node.users))
         if user.op == 'call_module' and isinstance(modules[str(user.target)], NORMS):
             norm, node = modules[str(user.target)], user
+            if type(norm) not in NORMS and not isinstance(getattr(norm, 'act', None), nn.Identity):
+                return norm, None  # an activation within
             continue
         others = [a for a in user.args if isinstance(a, fx.Node) and a is not node]
         return norm, others[0] if user.target in _SUMS and len(others) == 1 else None

@@ -231,7 +231,7 @@ def pair_fields(stats: UnitStats) -> Tensor: # (C, C) float64
 def removal_order(pairs: Tensor) -> Tensor: # (C, C) -> (C,)
     """The turn at which each filter goes, if each time the one goes that leaves `Σ_fg pairs[f,g]`, over
     all that are gone, smallest (ours)."""
-    turn = torch.full((len(pairs),), torch.inf, dtype=torch.float64)
+    turn = torch.full((len(pairs),), torch.inf, dtype=torch.float64, device=pairs.device)
     lost = pairs.diagonal().clone()  # what the sum grows by if the filter goes
     for i in range(len(pairs)):
         f = int(lost.where(turn.isinf(), torch.inf).argmin())

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from ..figures import KINDS
+from ..figures import KINDS, TEXT
 from ..measurement import measure_run, Measurement
 from ..run import ParameterError, read_csv, RESULTS, Run
 from ..stats import (all_of, by_seed, corrected, describe_effect, FAILS, HOLDS, judge, judge_values,
@@ -52,6 +52,9 @@ NAMED = {'vgg6': NamedNetwork('VGG-6', VGG6),
          'resnet20-cifar10': NamedNetwork('ResNet-20', RESNET20, '', 'resnet20-cifar10.safetensors'),
          'resnet56-cifar10': NamedNetwork('ResNet-56', RESNET56, '', 'resnet56-cifar10.safetensors'),
          'resnet56-cifar100': NamedNetwork('ResNet-56', RESNET56_100, '', 'resnet56-cifar100.safetensors'),
+         'resnet20-untrained': NamedNetwork('ResNet-20', RESNET20, 'untrained'),
+         'resnet56-untrained': NamedNetwork('ResNet-56', RESNET56, 'untrained'),
+         'vgg16-narrow-untrained': NamedNetwork('VGG-16 (d = 16)', NARROW16, 'untrained'),
          'tiny': NamedNetwork('tiny VGG-6', TINY),
          'tiny-untrained': NamedNetwork('tiny VGG-6', TINY, 'untrained')}
 
@@ -346,7 +349,8 @@ def _draw_network(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     for control, look in looks.items():
         here = rows[rows.control == control]
         if here.empty or column not in here: continue
-        t = here.groupby('layer')[column].agg(['mean', 'min', 'max'])
+        t = here.groupby('layer')[column].agg(['mean', 'min', 'max']).dropna()
+        if t.empty: continue  # not asked of this control
         ax.errorbar(t.index, t['mean'], [t['mean'] - t['min'], t['max'] - t['mean']], ms=2.5, lw=1,
                     elinewidth=.8, **look)
     own = rows[rows.control == '']
@@ -356,20 +360,26 @@ def _draw_network(ax: Axes, rows: pd.DataFrame, column: str) -> None:
 # %% ../../nbs/05_claims.ipynb #9a4c0045
 def claim_figure(table: pd.DataFrame, # of `read_claims`
                  column: str, title: str) -> Figure:
-    "The column against the layer, an axis for each network. Raises a `ParameterError` for no such column."
+    """The column against the layer, an axis for each network of which more layers than one were measured.
+
+    Raises a `ParameterError` for no such column."""
     if column not in table: raise ParameterError(f'column: the table has no {column}')
     named = table.assign(of=table.network + ', ' + table.data).groupby('of', sort=False)
     groups = [(str(name), rows) for name, rows in named if _there(rows, column)]
-    across = min(3, len(groups))
+    groups = [(name, rows) for name, rows in groups if rows.layer.nunique() > 1] or groups
+    across, asked = min(3, len(groups)), {c.column: c.null for c in CLAIMS}.get(column)
     fig, axes = plt.subplots(-(-len(groups) // across), across, squeeze=False, layout='constrained',
                              figsize=(min(7, 2.4*across + .4), 2.1 * -(-len(groups) // across) + .3))
     for ax in axes.flat[len(groups):]: ax.axis('off')
     for ax, (name, rows) in zip(axes.flat, groups):
         _draw_network(ax, rows, column)
-        ax.set_title(name, fontsize=7)
-        ax.tick_params(labelsize=6)
-        ax.set_xlabel('layer', fontsize=7)
+        if asked: ax.axhline(asked, color='black', ls='--', lw=1, label=f'the claim: above {asked}')
+        ax.set_title(name, fontsize=TEXT)
+        ax.tick_params(labelsize=TEXT)
+        ax.set_xlabel('layer', fontsize=TEXT)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].legend(fontsize=6, frameon=False)
-    fig.suptitle(title, fontsize=8)
+    named = {label: h for ax in axes.flat for h, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(named.values(), named.keys(), loc='outside lower center', ncols=4, fontsize=TEXT,
+               frameon=False)
+    fig.suptitle(title, fontsize=TEXT + 1)
     return fig

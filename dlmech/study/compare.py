@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['DENSE', 'LIBRARY', 'AFCC', 'DEALT', 'GLOBAL', 'RULES', 'FIVE', 'AS_MANY', 'SCRATCH', 'Method', 'METHODS', 'SIZES',
-           'REPAIR_WAYS', 'SELECTIONS', 'CUTS', 'MIXTURE', 'KERNEL_RULES', 'Side', 'TABLES', 'PANELS', 'COLOURS',
-           'MARKS', 'Chain', 'Subject', 'MapBatches', 'retrain_and_score', 'retrain_whole_and_score',
-           'prune_by_library', 'spread_by_library', 'mask_filters', 'cut_filters', 'removal_study', 'labels_at',
-           'dealt_anew', 'rule_masks', 'mask_kernels', 'dilution_study', 'scratch_labels', 'train_from_scratch',
-           'scratch_study', 'Dense', 'FiltersBy', 'KernelsBy', 'method_of', 'end_study', 'measure_latency',
-           'latency_study', 'try_head', 'head_study', 'by_run', 'paired_difference', 'settings', 'best_against_best',
-           'one_against_each', 'count_verdicts', 'most_within', 'Calibrated', 'select_and_repair', 'repair_study',
-           'cut_to', 'cut_study', 'kernels_and_repair', 'kernel_study', 'chosen_on_validation', 'contrast_sides',
-           'repair_results', 'gather', 'results', 'by_panel', 'removal_figure', 'dilution_figure', 'latency_figure']
+           'REPAIR_WAYS', 'SELECTIONS', 'CUTS', 'MIXTURES', 'MIXTURES_DEALT', 'EVENLY', 'KERNEL_RULES', 'RETRAINED',
+           'Side', 'TABLES', 'PANELS', 'COLOURS', 'MARKS', 'DRAWN', 'CROWDS', 'Chain', 'Subject', 'MapBatches',
+           'retrain_and_score', 'retrain_whole_and_score', 'prune_by_library', 'spread_by_library', 'mask_filters',
+           'cut_filters', 'removal_study', 'labels_at', 'dealt_anew', 'rule_masks', 'mask_kernels', 'dilution_study',
+           'scratch_labels', 'train_from_scratch', 'scratch_study', 'Dense', 'FiltersBy', 'KernelsBy', 'method_of',
+           'end_study', 'measure_latency', 'latency_study', 'try_head', 'head_study', 'by_run', 'paired_difference',
+           'settings', 'best_against_best', 'one_against_each', 'count_verdicts', 'most_within', 'Calibrated',
+           'select_and_repair', 'repair_study', 'cut_to', 'cut_study', 'together_in', 'kernel_masks',
+           'kernels_and_repair', 'kernel_study', 'chosen_on_validation', 'contrast_sides', 'repair_results', 'gather',
+           'results', 'by_panel', 'removal_figure', 'dilution_figure', 'latency_figure']
 
 # %% ../../nbs/05_compare.ipynb #07b93d4e
-import copy, time
+import copy, textwrap, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,19 +32,20 @@ from torch import nn, Tensor
 
 # %% ../../nbs/05_compare.ipynb #718c2497
 from ..batches import Batches
+from ..figures import TEXT
 from ..filter import find_clusters, normalised
 from ..measurement import measure, measure_run
 from ..model import get_recipe, success_rate, train_or_load
-from ..probe import heads_for, merge_rows
-from ..pruning.afcc import (afcc_masks, Diluted, from_scratch, masked, random_labels, retrain, shared,
-                                 widen)
+from ..probe import Heads, heads_for, merge_rows
+from ..pruning.afcc import (afcc_masks, Diluted, from_scratch, labels_of, masked, random_labels,
+                                 retrain, shared, widen)
 from ..pruning.compact import (compact, compare_networks, cut_out, macs, macs_by_layer,
                                     median_seconds)
 from ..pruning.links import link_between, weights_of
-from ..pruning.prune import Budget, kept_filters, macs_left, remove_and_repair
+from ..pruning.prune import Budget, kept_filters, macs_left, probe_images, remove_and_repair
 from ..pruning.repair import draw_images, repair_on
 from ..pruning.scores import (head_trials, keep_top_filters, keep_top_n, kept_maps, KERNELS,
-                                   magnitude_masks, PHASE3, remove, SCORES, split, unit_stats, UnitStats)
+                                   magnitude_masks, PHASE3, remove, SCORES, split, unit_stats)
 from ..run import DlmechError, generator, one_of, ParameterError, read_csv, RESULTS, Run
 from ..stats import comparison_verdict, interval
 from .study import Study
@@ -470,27 +472,33 @@ def most_within(table: pd.DataFrame, # with the rows of the dense network, calle
 class Calibrated:
     "A network with what some training images, drawn by a seed, say of some layers' filters."
     def __init__(self, net: nn.Module, data: Any, layers: list[str], # module paths, in order
-                 seed: int, images: int = 2_000, scored: int = 5_000, heads: str = 'ridge',
-                 whole: bool = False, **how): # keep images, not maps of the first reader; of `measure`
+                 seed: int, images: int = 2_000, scored: int = 5_000,
+                 heads: str|Heads = 'ridge',  # of `measure`: a kind, or those of these layers
+                 whole: bool = False,       # keep images, not maps of the first reader
+                 also: Sequence[str] = (),  # layers that only read them, whose labels are wanted too
+                 **how):                    # of `measure`
         drawn, device = draw_images(data.train, images, seed), next(net.parameters()).device
         self.seed, x = seed, next(iter(Batches(drawn, 2, device)))[0]
-        self.measurement = measure(net, drawn, fields_on=drawn, layers=layers, heads=heads, seed=seed,
-                                   **how)
+        asked: Any = None if isinstance(heads, Heads) else [*layers, *also]
+        self.measurement = measure(net, drawn, fields_on=drawn, layers=asked, heads=heads, seed=seed, **how)
         self.stats_of = unit_stats(net, self.measurement, layers, Batches(drawn, 250, device), data.test)
+        made_by = {weights_of(net, part.path): part.path for part in self.measurement}
+        targets = {path: stats.link.target for path, stats in self.stats_of.items()}
+        self.next_of = {path: made_by[target] for path, target in targets.items() if target in made_by}
         self.macs, self.net, front = macs_by_layer(net, x), net, nn.Identity()
         first = next(iter(self.stats_of.values())).link.target
         with suppress(DlmechError):  # where a shortcut goes around it: whole images then
             if not whole: front, self.net = split(net, first)
         parts = drawn, draw_images(data.valid, scored, 0), draw_images(data.test, scored, 0)
-        kept = [kept_maps(front, Batches(part, 200, device, shuffle=True)) for part in parts]
-        self.valid, self.test = kept[1:]
-        n = max(1, len(kept[0]) // 5)
-        self.sets = kept[0][n:], kept[0][:n]  # to solve on, and to choose the penalty on
+        batch = min(200, max(1, len(drawn) // 5))  # five or more, so that both of `sets` have some
+        kept = [kept_maps(front, Batches(part, batch, device, shuffle=True)) for part in parts]
+        own, self.valid, self.test = kept
+        self.sets = own[(n := max(1, len(own) // 5)):], own[:n]  # to solve on; to choose the penalty on
 
     def rates(self, net: nn.Module) -> dict[str, float]:
         "Success rates of a pruned network on validation and test images."
-        return dict(valid_success_rate=success_rate(net, self.valid),
-                    test_success_rate=success_rate(net, self.test))
+        return {f'{name}_success_rate': success_rate(net, maps)
+                for name, maps in (('valid', self.valid), ('test', self.test))}
 
 # %% ../../nbs/05_compare.ipynb #f8759004
 REPAIR_WAYS: dict[str, dict[str, Any]] = {  # of `remove_and_repair`
@@ -539,7 +547,8 @@ def _cut(c: Calibrated, of: str, left: float, way: str, x: Tensor) -> nn.Module:
         return spread_by_library(c.net, made, round(left * total), x[:1])
     how = CUTS[one_of('way', way, CUTS)]
     budget = Budget(left, 'share') if of == 'filters' else Budget(left * total, 'macs')
-    keep = kept_filters(c.net, c.stats_of, SCORES[how['score']], budget, how['even'], x)
+    probe = probe_images(c.sets[1])
+    keep = kept_filters(c.net, c.stats_of, SCORES[how['score']], budget, how['even'], probe)
     removed = remove_and_repair(c.net, c.stats_of, keep, sets=c.sets, **REPAIR_WAYS[how['repair']])
     return cut_out(removed, x)[0]
 
@@ -570,39 +579,66 @@ def cut_study(path: Path, network: str, make: Callable[[int], Calibrated], # by 
     rows = [about | dict(of=of, left=left, way=way, seed=seed) for seed in seeds for of, left, way in each]
     return Study(path, rows, lambda r: cut_to(made(r['seed']), r['of'], r['left'], r['way']))
 
-# %% ../../nbs/05_compare.ipynb #f9a28a2e
-MIXTURE = 'Wanda x (shared labels + 0.1)'
-KERNEL_RULES = [AFCC, DEALT, 'random', 'kernel norm', 'Wanda', MIXTURE]
+# %% ../../nbs/05_compare.ipynb #c0599bda
+MIXTURES, MIXTURES_DEALT = [{f'{score} x ({labels} + {factor:g})': (score, factor)
+                             for score, factor in product(('Wanda', 'kernel norm'), (.1, .3))}
+                            for labels in ('shared labels', 'labels dealt anew')]
+EVENLY = 'Wanda, each output'
+KERNEL_RULES = [AFCC, DEALT, 'random', 'kernel norm', 'carried field', 'Wanda', EVENLY, *MIXTURES,
+                *MIXTURES_DEALT]
 
-def _kernel_scores(c: Calibrated, stats: UnitStats, rule: str, together: Tensor) -> Tensor: # (G, F)
-    "What a rule says of each kernel; `together`: which filters share a label."
+def together_in(c: Calibrated, layer: str, dealt: bool) -> Tensor: # (G, F) bool
+    "Which of the next layer's filters share a label with which of this one's; or would by chance."
+    has = {part.path: labels_of(part.filters, c.measurement.K) for part in c.measurement}
+    if dealt: has = dealt_anew(has, c.seed)
+    return shared(has[c.next_of[layer]], has[layer])
+
+def _kernel_scores(c: Calibrated, layer: str, rule: str) -> Tensor: # (G, F)
+    "What a rule says of each kernel that reads a layer."
+    stats, (score, factor) = c.stats_of[layer], (MIXTURES | MIXTURES_DEALT).get(rule, ('', 0.))
+    together = together_in(c, layer, rule == DEALT or rule in MIXTURES_DEALT).double()
+    if rule in (AFCC, DEALT): return together + KERNELS['random'](stats, seed=c.seed) / 2
     if rule == 'random': return KERNELS[rule](stats, seed=c.seed)
-    if rule != MIXTURE: return KERNELS[one_of('rule', rule, KERNELS)](stats)
-    return KERNELS['Wanda'](stats) * (together + .1)
+    if rule == EVENLY: return -KERNELS['Wanda'](stats).argsort(1, descending=True).argsort(1).double()
+    if score: return KERNELS[score](stats) * (together + factor)
+    return KERNELS[one_of('rule', rule, KERNELS)](stats)
+
+# %% ../../nbs/05_compare.ipynb #f9a28a2e
+RETRAINED = 'ridge, then an epoch'
+
+def kernel_masks(c: Calibrated, rule: str, kept: float # share of the kernels; 0: as many as AFCC
+                ) -> dict[str, Tensor]:
+    "The masks {path of the layer that reads: bool, of its weight's shape} of kernels, by a rule (ours)."
+    masks = {}
+    for layer in c.next_of:
+        score, stats = _kernel_scores(c, layer, rule), c.stats_of[layer]
+        n = round(kept * score.numel()) or int(together_in(c, layer, False).sum())
+        masks[stats.link.target] = widen(keep_top_n(score, n), stats.reader.weight)
+    return masks
 
 def kernels_and_repair(c: Calibrated, rule: str, kept: float, # share of the kernels; 0: as many as AFCC
-                       way: str) -> dict:                     # none or ridge
-    "What is left under a mask of kernels between the first two layers; repaired channel by channel."
-    (a, of_a), (b, _) = list(c.stats_of.items())[:2]
-    has = {p: of.clusters.cluster >= 0 for p, of in c.stats_of.items()}
-    if rule == DEALT: has = dealt_anew(has, c.seed)
-    together = shared(has[b], has[a])
-    n = int(shared(*(of.clusters.cluster >= 0 for of in (c.stats_of[b], of_a))).sum())
-    if kept: n = round(kept * together.numel())
-    mask = together if rule in (AFCC, DEALT) else keep_top_n(_kernel_scores(c, of_a, rule, together), n)
-    weight = of_a.reader.weight
-    d = masked(c.net, {of_a.link.target: widen(mask, weight)})
-    if way == 'ridge': d = repair_on(c.net, d, *c.sets, whole=False)
-    return dict(kept_share=float(mask.float().mean())) | c.rates(d.net)
+                       way: str) -> dict:                     # none, ridge, or `RETRAINED`
+    """What is left under masks of kernels from each layer to the next, the same share of each; repaired
+    channel by channel or not, and retrained on the calibration images. Raises a `ParameterError` for a rule
+    or a repair that there is not."""
+    one_of('repair', way, ('none', 'ridge', RETRAINED))
+    if rule == DENSE: return dict(kept_share=1.) | c.rates(c.net)
+    d = masked(c.net, kernel_masks(c, rule, kept))
+    if way != 'none': d = repair_on(c.net, d, *c.sets, whole=False)
+    if way == RETRAINED: retrain(d, MapBatches([*c.sets[0], *c.sets[1]], seed=c.seed), 1, 'all')
+    return dict(kept_share=1 - d.dilution) | c.rates(d.net)
 
 # %% ../../nbs/05_compare.ipynb #fd69161e
-def kernel_study(path: Path, network: str, make: Callable[[int], Calibrated], shares=(0., .1, .05),
-                 rules: Sequence[str] = tuple(KERNEL_RULES), seeds: Sequence[int] = (0, 1, 2)) -> Study:
-    "Test SR by rule, share of kernels kept, masked and repaired (ours)."
-    made = lru_cache(1)(make)
-    rows = [dict(network=network, rule=rule, kept=share, repair=way, seed=seed) for seed in seeds
-            for share, rule, way in product(shares, rules, ('none', 'ridge'))
-            if not (share and rule in (AFCC, DEALT))]
+def kernel_study(path: Path, network: str, layers: str, # in words
+                 make: Callable[[int], Calibrated],     # by the seed of the images
+                 shares: Sequence[float] = (0., .1, .05), rules: Sequence[str] = tuple(KERNEL_RULES),
+                 seeds: Sequence[int] = (0, 1, 2), heads_on: str = 'calibration training images') -> Study:
+    """Test SR by rule, share of kernels kept (0: as many as AFCC keeps), masked and repaired; with AFCC's
+    share also shortly retrained, and without the mixtures, which are nearly AFCC there (ours)."""
+    made, about = lru_cache(1)(make), dict(network=network, layers=layers, heads_on=heads_on)
+    rows = [about | dict(rule=rule, kept=share, repair=way, seed=seed) for seed in seeds for share, rule, way
+            in [(1., DENSE, 'none'), *product(shares, rules, ('none', 'ridge', RETRAINED))]
+            if not (share and way == RETRAINED or share == 0 and rule in MIXTURES | MIXTURES_DEALT)]
     trial = lambda r: kernels_and_repair(made(r['seed']), r['rule'], r['kept'], r['repair'])
     return Study(path, rows, trial)
 
@@ -681,6 +717,20 @@ COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#0
            '#7A4B12']  # told apart by colour-blind readers
 MARKS = 'osD^vP*X<>'
 
+def _setting_axes(tables: dict[str, pd.DataFrame], titles: Sequence[str], height: float
+                 ) -> tuple[Figure, list[Sequence[Axes]]]:
+    "A row of axes for each table, named at its left, and a column for each title."
+    fig, axes = plt.subplots(len(tables), len(titles), figsize=(7.2, height * len(tables) + .8), sharex=True,
+                             sharey='row', squeeze=False, layout='constrained')
+    for ax in axes.flat:
+        ax.tick_params(labelsize=TEXT)
+        ax.grid(lw=.3, alpha=.6)
+    for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=TEXT)
+    for row, name in zip(axes, tables):
+        row[0].set_ylabel('\n'.join([*textwrap.wrap(name, 24), 'test SR']), fontsize=TEXT)
+    return fig, list(axes)
+
+# %% ../../nbs/05_compare.ipynb #7be39f32
 def _draw_curves(ax: Axes, table: pd.DataFrame, x: str, by: str, # columns
                  names: Sequence[str],  # values of `by`, in the order of their colours and marks
                  solid: Sequence[str],  # those to be drawn solid; the others are dashed
@@ -692,81 +742,78 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, x: str, by: str, # columns
         steps: Any = t.groupby(step or x)
         means, halves = zip(*(interval(rates) for _, rates in steps.test_success_rate))
         ax.errorbar(steps[x].mean(), means, np.nan_to_num(halves), label=name, color=colour,
-                    lw=1.2 if ours else .8, ls='-' if ours else '--', marker=MARKS[i % len(MARKS)],
-                    mfc=colour if ours else 'white', ms=4, capsize=1.5, elinewidth=.6)
-    ax.set_ylabel('test SR', fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.grid(lw=.3, alpha=.6)
+                    lw=1.2 if ours else .9, ls='-' if ours else '--', marker=MARKS[i % len(MARKS)],
+                    mfc=colour if ours else 'white', ms=4, elinewidth=.7)
+
+# %% ../../nbs/05_compare.ipynb #04d1f982
+def _label_axes(fig: Figure, axes: list[Sequence[Axes]], xlabel: str, title: str, across: int = 4):
+    "What stands around the axes: below the last row its label, and what the curves are; above, a title."
+    for ax in axes[-1]: ax.set_xlabel(xlabel, fontsize=TEXT)
+    named = {label: h for row in axes for ax in row for h, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(named.values(), named.keys(), loc='outside lower center', ncols=across, fontsize=TEXT,
+               frameon=False)
+    if title: fig.suptitle(title, fontsize=TEXT + 1)
 
 # %% ../../nbs/05_compare.ipynb #32ab5c98
-def _removal_row(axes: Sequence[Axes], table: pd.DataFrame, # without the dense network
-                 drawn: list[str], rest: str): # scores to be drawn; what the best of the others is called
-    "One row of `removal_figure`: these scores in each panel, and behind them the best of all others."
-    others = table.loc[~table.score.isin(drawn)]
-    for ax, rows in zip(axes, PANELS.values()):
-        mean = others.loc[rows(others)].groupby(['score', 'fraction']).test_success_rate.mean()
-        best = mean.groupby('fraction').max()
-        ax.plot(best.index, best, color='#bbbbbb', lw=4, zorder=0, solid_capstyle='round', label=rest)
-        _draw_curves(ax, table.loc[rows(table)], 'fraction', 'score', drawn, list(PHASE3))
-        if ax is not axes[0]: ax.set_ylabel('')
+DRAWN = ['joint field', 'noise', 'ThiNet', 'greedy OBS', 'weight norm', 'random']  # scores in colours
+CROWDS = {"phase 3's other scores": ('#8fa8cc', '-'), 'other usual scores': ('#aaaaaa', ':')}
 
-def removal_figure(table: pd.DataFrame, # rows of removal.csv of one or more runs, with a column `run`
+def _draw_crowd(ax: Axes, table: pd.DataFrame):
+    "The mean of every score that is not in `DRAWN`, as thin lines."
+    for score, t in table.groupby('score'):
+        if score in DRAWN: continue
+        crowd = list(CROWDS)[score not in PHASE3]
+        colour, style = CROWDS[crowd]
+        mean: Any = t.groupby('fraction').test_success_rate.mean()
+        ax.plot(mean.index, mean, color=colour, ls=style, lw=.9, zorder=0, label=crowd)
+
+def removal_figure(tables: dict[str, pd.DataFrame], # by name: rows of removal.csv, with a column `run`
                    title: str = '') -> Figure:
-    """SR against the share of filters removed; above phase 3's scores, below all others; grey: the best of
-    the other row."""
-    table = table.loc[table.score != DENSE]
-    ours, theirs = [s for s in PHASE3 if (table.score == s).any()], sorted(set(table.score) - set(PHASE3))
-    fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.6), sharey=True, sharex=True, layout='constrained')
-    _removal_row(axes[0], table, ours, 'best of the others')
-    _removal_row(axes[1], table, theirs, "best of phase 3's")
-    for row, what in zip(axes, ("phase 3's scores", 'other scores')):
-        handles = {label: h for ax in row for h, label in zip(*ax.get_legend_handles_labels())}
-        row[2].legend(handles.values(), handles.keys(), title=what, fontsize=6.5, title_fontsize=7,
-                      frameon=False, loc='center left', bbox_to_anchor=(1, .5))
-    for ax, panel in zip(axes[0], PANELS): ax.set_title(panel, fontsize=8)
-    for ax in axes[1]: ax.set_xlabel('share of filters', fontsize=8)
-    if title: fig.suptitle(title, fontsize=9)
+    "SR against the share of filters removed, a row of panels for each table; `DRAWN` in colours."
+    fig, axes = _setting_axes(tables, list(PANELS), 1.7)
+    for row, t in zip(axes, tables.values()):
+        for ax, rows in zip(row, PANELS.values()):
+            here = t.loc[(t.score != DENSE) & rows(t)]
+            _draw_curves(ax, here, 'fraction', 'score', DRAWN, list(PHASE3))
+            _draw_crowd(ax, here)
+    _label_axes(fig, axes, 'share of filters', title)
     return fig
 
 # %% ../../nbs/05_compare.ipynb #84d869f9
-def dilution_figure(table: pd.DataFrame, title: str = '') -> Figure:
-    "SR against dilution, a curve for each rule; steps are AFCC's thresholds."
-    dense = table.loc[table.rule == DENSE].test_success_rate.mean()
-    table, ours = table.loc[table.rule != DENSE], [AFCC, DEALT, 'carried signal', 'carried field']
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout='constrained')
-    for ax, what, retrained in zip(axes, ('no retraining', 'short retraining'), (False, True)):
-        rows = table.loc[(table.epochs > 0) == retrained]
-        _draw_curves(ax, rows, 'dilution', 'rule', RULES, ours, step='threshold')
-        ax.axhline(dense, color='grey', lw=.8, ls=':')
-        ax.set_title(what, fontsize=8)
-        ax.set_xlabel('dilution of the masked layers', fontsize=8)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=7,
-               frameon=False)
-    if title: fig.suptitle(title, fontsize=9)
+def dilution_figure(tables: dict[str, pd.DataFrame], # by name: rows of dilution.csv, with a column `run`
+                    title: str = '') -> Figure:
+    """SR against dilution, a row of panels for each table, a curve for each rule; steps are AFCC's
+    thresholds, the dotted line is the dense network."""
+    ours = [AFCC, DEALT, 'carried signal', 'carried field']
+    fig, axes = _setting_axes(tables, ('no retraining', 'short retraining'), 1.8)
+    for row, t in zip(axes, tables.values()):
+        for ax, retrained in zip(row, (False, True)):
+            here = t.loc[(t.rule != DENSE) & ((t.epochs > 0) == retrained)]
+            _draw_curves(ax, here, 'dilution', 'rule', RULES, ours, step='threshold')
+            ax.axhline(t.loc[t.rule == DENSE].test_success_rate.mean(), color='grey', lw=.8, ls=':')
+    _label_axes(fig, axes, 'dilution of the masked layers', title, 3)
     return fig
 
 # %% ../../nbs/05_compare.ipynb #4657adb8
-def latency_figure(table: pd.DataFrame, # latency.csv with the test SR of end.csv
+def latency_figure(table: pd.DataFrame, # latency.csv with the test SR of end.csv; with `of`, a first line
                    title: str = '') -> Figure:
-    """How many times faster than dense, masked and compact, against SR, at batch 1 and 256; beside the points
-    the share removed, or AFCC's threshold."""
-    fig, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True, layout='constrained')
+    """How many times faster than dense, masked and compact, at batch 1 and 256: a line for each row, named
+    with the share removed (or AFCC's threshold) and its SR."""
+    rows = zip(table.way, table.amount, table.test_success_rate)
+    names = [f'{way}, {amount:g}: SR {rate:.3f}' for way, amount, rate in rows]
+    if 'of' in table: names = [f'{of}\n{name}' for of, name in zip(table.of, names)]
+    tall = len(names) * (.42 if 'of' in table else .24)
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, tall + 1.1), sharey=True, layout='constrained')
     for ax, n in zip(axes, (1, 256)):
-        for i, (method, t) in enumerate(table.groupby('way')):
-            for form, face in (('compact', COLOURS[i]), ('masked', 'white')):
-                ax.plot(t[f'faster_{n}_{form}'], t.test_success_rate, MARKS[i], color=COLOURS[i], mfc=face,
-                        ms=6, label=f'{method}, {form}')
-        for _, r in table.iterrows():
-            ax.annotate(f'{r.amount:g}', (r[f'faster_{n}_compact'], r.test_success_rate), (4, 3),
-                        textcoords='offset points', fontsize=6)
+        for form, face in (('compact', COLOURS[0]), ('masked', 'white')):
+            ax.plot(table[f'faster_{n}_{form}'], range(len(names)), 'o', color=COLOURS[0], mfc=face, ms=6,
+                    label=form)
         ax.axvline(1, color='grey', lw=.8, ls=':')
-        ax.set_title(f'batch {n}', fontsize=8)
-        ax.set_xlabel('times faster than dense', fontsize=8)
-        ax.tick_params(labelsize=7)
+        ax.set_title(f'batch {n}', fontsize=TEXT)
+        ax.tick_params(labelsize=TEXT)
         ax.grid(lw=.3, alpha=.6)
-        ax.margins(.12)
-    axes[0].set_ylabel('test SR', fontsize=8)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=7,
-               frameon=False)
-    if title: fig.suptitle(title, fontsize=9)
+        ax.margins(.1)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - .5, -.5)
+    _label_axes(fig, [axes], 'times faster than dense', title)
     return fig

@@ -21,7 +21,7 @@ from torch import nn, Tensor
 
 from ..batches import Batches
 from ..datasets import Data, FileSet, ImageSet
-from ..figures import KINDS
+from ..figures import KINDS, TEXT
 from ..filter import chunks, Clusters, fields, find_clusters, normalised, observe
 from ..measurement import LayerMeasurement, measure_run
 from ..model import (answer_loss, load_checkpoint, lr_factor, new_model, optimizer_of, Recipe, resolve,
@@ -385,11 +385,11 @@ def compare_figure(rows: pd.DataFrame,      # a row for each network, seed and x
                              layout='constrained', squeeze=False)
     for ax, (column, label) in zip(axes[0], columns.items()):
         _network_curves(ax, rows, column, x)
-        ax.set_title(label, fontsize=7)
-        ax.set_xlabel(x, fontsize=7)
-        ax.tick_params(labelsize=6)
+        ax.set_title(label, fontsize=TEXT)
+        ax.set_xlabel(x, fontsize=TEXT)
+        ax.tick_params(labelsize=TEXT)
         if x == 'layer': ax.xaxis.get_major_locator().set_params(integer=True)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc='outside lower center', ncols=len(names), fontsize=6, frameon=False)
-    if title: fig.suptitle(title, fontsize=8)
+    fig.legend(handles, names, loc='outside lower center', ncols=len(names), fontsize=TEXT, frameon=False)
+    if title: fig.suptitle(title, fontsize=TEXT)
     return fig

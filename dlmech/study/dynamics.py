@@ -136,7 +136,7 @@ def dynamics_figure(table: pd.DataFrame # of `measure_dynamics`
         ax.set_xticks(at, [str(n) for n in lines.index])
         ax.set_title(name, fontsize=8)
         ax.set_xlabel('epoch', fontsize=8)
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=8)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc='outside lower center', ncols=len(names), fontsize=7, frameon=False)
+    fig.legend(handles, names, loc='outside lower center', ncols=len(names), fontsize=8, frameon=False)
     return fig

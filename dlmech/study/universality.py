@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from ..batches import Batches
 from ..datasets import get_data
-from ..figures import KINDS
+from ..figures import KINDS, TEXT
 from ..measurement import measure_run
 from ..model import get_recipe, resolve, start, success_rate, train_or_load
 from ..run import (base, check_int, check_parameters, one_of, ParameterError, Parameters, read_csv,
@@ -214,16 +214,16 @@ def draw_points(ax: Axes, rows: pd.DataFrame, # of a sweep
     ax.plot(rows['K'], rows[column], marker, ms=3, alpha=.5, mew=0, color=colour)
     mean = rows.groupby('K')[column].agg('mean')
     ax.plot(mean.index, mean, '-', lw=1, color=colour, marker=marker, ms=4, label=label)
-    ax.set_title(title, fontsize=7)
-    ax.set_xlabel('labels K', fontsize=7)
-    ax.tick_params(labelsize=6)
+    ax.set_title(title, fontsize=TEXT)
+    ax.set_xlabel('labels K', fontsize=TEXT)
+    ax.tick_params(labelsize=TEXT)
 
 # %% ../../nbs/05_universality.ipynb #9a3c0003
 def null_curve(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     "The mean of the column's null against K, if the table has it."
     if f'{column}_null' not in rows: return
     mean = rows.groupby('K')[f'{column}_null'].agg('mean')
-    ax.plot(mean.index, mean, '--', lw=1, color='#8a8a8a')
+    ax.plot(mean.index, mean, '--', lw=1, color='#8a8a8a', label='null')
 
 # %% ../../nbs/05_universality.ipynb #0d5ec758
 def sweep_figure(table: pd.DataFrame, # of a sweep
@@ -231,7 +231,7 @@ def sweep_figure(table: pd.DataFrame, # of a sweep
     """Error against K with its lines; Nc and Cs, noise and SNR of the last layer against K. Small: runs;
     joined: means over draws."""
     t, blue, red = succeeded(table), KINDS['cluster'], KINDS['internal noise']
-    fig, axes = plt.subplots(1, 4, figsize=(7, 2.2), layout='constrained', width_ratios=[1.5, 1, 1, 1])
+    fig, axes = plt.subplots(1, 4, figsize=(7.4, 2.5), layout='constrained', width_ratios=[1.5, 1, 1, 1])
     draw_points(axes[0], t, 'error', 'error on test images', blue, label='mean')
     most = t.groupby('K')['error'].agg('max')
     axes[0].plot(most.index, most, 's', ms=4.5, mfc='none', color=red, label='maximum')
@@ -246,6 +246,8 @@ def sweep_figure(table: pd.DataFrame, # of a sweep
     for i, column in ((1, 'n_clusters'), (1, 'cluster_size'), (2, 'noise'), (3, 'snr')):
         null_curve(axes[i], t, column)
     for ax in axes[[0, 1, 3]]: ax.set_ylim(bottom=0)
-    for ax in axes[:2]: ax.legend(fontsize=6, frameon=False)
-    if title: fig.suptitle(title, fontsize=8)
+    for ax, at in zip(axes, ('lower right', None, 'upper left', 'lower right')):
+        named = dict(zip(*ax.get_legend_handles_labels()[::-1]))  # two nulls are one line of the legend
+        if named: ax.legend(named.values(), named.keys(), fontsize=TEXT, frameon=False, loc=at)
+    if title: fig.suptitle(title, fontsize=TEXT)
     return fig

@@ -41,7 +41,7 @@ def die_at(event: int, log: Path|None = None) -> None:
         def turn(*args, **kwargs):
             for at in (0, 1):
                 turns[0] += 1
-                if log: log.write_text(str(turns[0]))
+                if log: log.write_text(str(turns[0]), encoding='utf-8')
                 if turns[0] == event: os.kill(os.getpid(), signal.SIGKILL)
                 if at == 0: result = f(*args, **kwargs)
             return result
@@ -56,7 +56,7 @@ def forked(work: Callable, seconds: float|None = None, event: int = 0, log: Path
     if pid == 0:
         try:
             if event or log: die_at(event, log)
-            sys.stderr = open(os.devnull, 'w')
+            sys.stderr = open(os.devnull, 'w', encoding='utf-8')
             work()
             os._exit(0)
         except BaseException:
@@ -96,7 +96,7 @@ def main(phase: str, kills: int, seed: int, top: Path) -> dict:
     seconds = time.monotonic() - began
     shutil.copytree(top/'base', top/'count')
     assert forked(lambda: work(top/'count'), log=top/'turns')
-    events = int((top/'turns').read_text())
+    events = int((top/'turns').read_text(encoding='utf-8'))
     folder, = (p for p in (top/'whole').iterdir())
     whole = files_of(folder)
     while died < kills:

@@ -1,5 +1,5 @@
 """A device that is not there, with numbers that are: what a GPU would refuse is refused, all else is done on
-the CPU. FakeTensorMode pretends a device too, but without numbers, and every path here asks for some."""
+the CPU. torch has FakeTensorMode for that, without numbers: `test_fake.py` goes as far as it goes."""
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -100,7 +100,8 @@ class Warm:
         self.top, self.socket, spec = top, str(top/'s'), top/'jupyter'/'kernels'/'warm'
         spec.mkdir(parents=True)
         argv = [sys.executable, '-S', '-c', KERNEL, self.socket, '{connection_file}']
-        (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='warm', language='python')))
+        (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='warm', language='python')),
+                                             encoding='utf-8')
         env = {k: v for k, v in ENV.items() if k != 'MPLBACKEND'} | dict(JUPYTER_PATH=str(top/'jupyter'))
         env |= dict(TMPDIR=str(top/'tmp'), PYTHONPATH=os.pathsep.join([env['PYTHONPATH'], *sys.path[:2],
                                                                     str(Path(__file__).parent)]))
@@ -119,7 +120,7 @@ class Warm:
     def notebook(self, name: str, **parameters) -> Notebook:
         "A phase's notebook up to the cell that does the phase's work; what it shows and tests is left out."
         path = self.top/f'{name}.ipynb'
-        if not path.exists(): path.write_text(json.dumps(until(name)))
+        if not path.exists(): path.write_text(json.dumps(until(name)), encoding='utf-8')
         out = self.top/'out'/f'{random.randbytes(8).hex()}.ipynb'
         out.parent.mkdir(exist_ok=True)
         return Notebook(self.socket, path, out, parameters)
@@ -130,7 +131,7 @@ WORK = {'01_model': 'train_or_load(', '02_probe': 'heads_for(', '03_filter': 'me
 
 def until(name: str) -> dict:
     "A notebook that ends with the first cell in which such a function is called."
-    found = json.loads((NBS/f'{name}.ipynb').read_text())
+    found = json.loads((NBS/f'{name}.ipynb').read_text(encoding='utf-8'))
     last = next(i for i, c in enumerate(found['cells']) if WORK[name] in ''.join(c['source']))
     return found | dict(cells=found['cells'][:last+1])
 
