@@ -1,6 +1,7 @@
 """The studies, and what else of looking and pruning takes a network, tensors or a device, on a device that is
 not there (`pretended.py`): what comes out is what the CPU says. `test_cuda.py` has the rest."""
 import copy, shutil
+from importlib.util import find_spec
 
 import pandas as pd, pytest
 
@@ -63,7 +64,8 @@ def on(run, where: str, tmp_path):
 def studies(run) -> pd.DataFrame:
     "A row or two of each comparison."
     s = Subject(run, [4, 5], images=100)
-    every = [removal_study(s, ['joint field', *LIBRARY[:1]], [.5], ['zero', 'mean'], [0, 1]),
+    library = LIBRARY[:1] if find_spec('torch_pruning') else []
+    every = [removal_study(s, ['joint field', *library], [.5], ['zero', 'mean'], [0, 1]),
              dilution_study(s, [AFCC, DEALT, 'Wanda', GLOBAL], [.3], [1]), scratch_study(s, [FIVE]),
              end_study(s, [KernelsBy(AFCC, .3)], whole=True), head_study(s),
              latency_study(s, [KernelsBy(AFCC, .5)], 1)]
