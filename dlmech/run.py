@@ -277,6 +277,7 @@ def _write_known(path: Path, known: list[dict]) -> None:
     text = json.dumps(_sealed(path.name, known)) + '\n'
     with whole(manifest_of(path)) as f: f.write_text(text, encoding='utf-8')
 
+# %% ../nbs/00_run.ipynb #72ecb013
 @contextmanager
 def _announced(path: Path, facts: dict) -> Iterator[None]:
     "Inside, the manifest knows the file as it is and as it will be; afterwards, as it is then."

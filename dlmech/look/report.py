@@ -27,6 +27,7 @@ import numpy as np, pandas as pd, torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
+# %% ../../nbs/06_report.ipynb #d3d12350
 from .. import __version__
 from ..causal import read_falls
 from ..figures import brief, cluster_order, CURVES, element_kinds

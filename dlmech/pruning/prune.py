@@ -137,8 +137,7 @@ class Shares:
         orders = {path: rank(stats).argsort(stable=True) for path, stats in stats_of.items()}
         by_answers = not even and adds_to_streams(net, stats_of)
         changes = answer_changes(net, stats_of, orders, x) if by_answers else {}
-        self.lost = {path: _curve(stats, orders[path], changes.get(path, []))
-                     for path, stats in stats_of.items()}
+        self.lost = {p: _curve(s, orders[p], changes.get(p, [])) for p, s in stats_of.items()}
     def multiply_adds(self) -> float:
         "Those of the network with so many filters left."
         return macs_left(self.macs, self.stats_of, self.kept)

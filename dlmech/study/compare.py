@@ -497,8 +497,7 @@ class Calibrated:
 
     def rates(self, net: nn.Module) -> dict[str, float]:
         "Success rates of a pruned network on validation and test images."
-        return {f'{name}_success_rate': success_rate(net, maps)
-                for name, maps in (('valid', self.valid), ('test', self.test))}
+        return {f'{part}_success_rate': success_rate(net, getattr(self, part)) for part in ('valid', 'test')}
 
 # %% ../../nbs/05_compare.ipynb #f8759004
 REPAIR_WAYS: dict[str, dict[str, Any]] = {  # of `remove_and_repair`
