@@ -38,9 +38,10 @@ def rows(cases: list, filters: int, made: int, permutations: int) -> Iterator[di
     for K, share in cases:
         without, _ = seconds(made, K, share, 0)
         took, row = seconds(made, K, share, permutations)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20   # never falls
         yield dict(K=K, ones=share, permutations_at_least=row['permutations'],
-                   without_null_s=without * filters / made, with_null_s=took * filters / made, peak_gb=peak)
+                   without_null_s=without * filters / made, with_null_s=took * filters / made,
+                   peak_so_far_gb=so_far)
 
 
 def tables(quick: bool = False) -> dict[str, pd.DataFrame]:

@@ -35,8 +35,8 @@ PLANS = {'vgg6':   '1 M 2 M 4 M 8 M 8 M',
          'avgg13': '1 1 M 2 2 M 4 4 4 8 8 8 A4 M2',
          'avgg14': '1 1 M 2 2 M 4 4 4 8 8 8 8 8 8 A4 M2',
          'avgg16': '1 1 M 2 2 M 4 4 4 8 8 8 8 8 8 A4 M2'}
-# nodes of the FC layers before the last, in units of d
 SMALL_RESNETS = {f'resnet{n}': n for n in (20, 32, 44, 56, 110)}  # He et al.'s, by layers with weights
+# nodes of the FC layers before the last, in units of d
 HIDDEN_FC = {'vgg16': [64, 64], 'avgg8': [64, 64], 'avgg13': [64, 64], 'avgg16': [64, 64]}
 
 # %% ../nbs/01_arch.ipynb #a31eee91
@@ -237,12 +237,13 @@ def translated_view(net: nn.Module, normal: Normal) -> nn.Module:
     return translated(view, normal)
 
 # %% ../nbs/01_arch.ipynb #e0a1b2c1
-def pretrained_model(arch: str) -> nn.Module:
+def pretrained_model(arch: str, K: int = 1000) -> nn.Module:
     """torchvision's network of that name with its own weights for ImageNet's 1,000 labels.
 
-    Raises a `DlmechError` if they are not to be had."""
+    Raises a `DlmechError` if they are not to be had, a `ParameterError` for another K."""
+    if K != 1000: raise ParameterError(f"weights: torchvision's tell 1,000 labels apart, not {K}")
     from torchvision import models
-    try: return translated(models.get_model(arch, weights='DEFAULT'))
+    try: return models.get_model(arch, weights='DEFAULT')
     except OSError as e:
         raise DlmechError(f"weights: torchvision's weights of {arch} cannot be fetched ({e}); put their "
                           f"file into {torch.hub.get_dir()}/checkpoints, or name a .safetensors file of "
@@ -350,9 +351,10 @@ def get_model(arch: str, K: int,
         if arch in PLANS: net = VGG(plan_of(arch, plan), K, d, HIDDEN_FC.get(arch, ()), size)
         elif plan: raise ParameterError(f'plan: only the VGG family has one, {arch} has not')
         elif arch in SMALL_RESNETS: net = SmallResNet(SMALL_RESNETS[arch], K, shortcut_in(tensors))
-        else: net = pretrained_model(arch) if weights == 'pretrained' else torchvision_model(arch, K, size)
+        else: net = pretrained_model(arch, K) if weights == 'pretrained' else torchvision_model(arch, K, size)
     if path: put_weights(net, tensors, path)
-    return translated(net, normal) if (normal := read_normal(normal) or normal_in(about)) else net
+    normal = read_normal(normal) or (NORMALS['imagenet'] if weights == 'pretrained' else normal_in(about))
+    return translated(net, normal) if normal else net
 
 # %% ../nbs/01_arch.ipynb #74462df7
 def shortcut_in(tensors: Mapping[str, Tensor]) -> str:

@@ -317,10 +317,11 @@ def _check_read(left: int) -> None:
 
 # %% ../nbs/01_batches.ipynb #0ff2c402
 class Batches(_Reading):
-    """Batches `(x, y)` of any labelled data on a device: x (B, 3, H, W) float32, y (B,) int64.
+    """Batches `(x, y)` of any labelled data on a device: x (B, C, H, W) float32, or what else the network
+    takes, y (B,) int64.
 
-    Of dlmech's own sets x is in [-1, 1]; of any other it is what the set gives. `.numbers` says which images
-    the last batch is made of. Raises a `DlmechError` for labels beyond `K`, a `ParameterError` for what is
+    Bytes become [-1, 1], channels first; floats are what the set gives. `.numbers` says which images the last
+    batch is made of. Raises a `DlmechError` for labels beyond `K`, a `ParameterError` for what is
     no data."""
     def __init__(self,
                  data: Any,                # ImageSet, FileSet, torch Dataset, DataLoader, or (images, labels)
@@ -411,7 +412,7 @@ class Fingerprint:
     sketch: tuple[int, ...]
 
     def shared(self, other: 'Fingerprint') -> float:
-        "The share of the images of the smaller set that the other holds as well, estimated; 0: none."
+        "The share of the smaller set's images that the other holds as well, estimated; 0: none was seen."
         if not self.sketch or not other.sketch: return 0.
         last = min(max(f.sketch) if len(f.sketch) == _SKETCH else 2**63 for f in (self, other))
         mine, theirs = ({n for n in f.sketch if n <= last} for f in (self, other))

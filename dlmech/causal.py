@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AUCS', 'CAUSAL_IMAGES', 'answering', 'answers_before', 'Tail', 'look_at_tail', 'conv_part', 'Silencer', 'Falls',
-           'measure_falls', 'auc', 'cluster_labels', 'own_scores', 'causal_rows', 'other_images', 'measure_causal',
-           'causal_files', 'read_falls', 'causal', 'keep_falls', 'causal_row', 'causal_figure', 'unit_counts',
-           'UnitHeads', 'unit_heads', 'cooperation', 'crossover', 'units_figure']
+           'measure_falls', 'auc', 'cluster_labels', 'own_scores', 'causal_rows', 'other_images', 'in_colours',
+           'measure_causal', 'causal_files', 'read_falls', 'causal', 'keep_falls', 'causal_row', 'causal_figure',
+           'unit_counts', 'UnitHeads', 'unit_heads', 'cooperation', 'crossover', 'units_figure']
 
 # %% ../nbs/03_causal.ipynb #565cc982
 import math
@@ -25,6 +25,7 @@ from torch import nn, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .batches import UnitColours
 from .figures import TEXT
 from .filter import CHUNK, LabelSums
 from .layers import answer_of, chosen_tensor, evaluating, LayerName, tensors_in
@@ -411,7 +412,7 @@ def causal_rows(layer: LayerMeasurement, falls: Falls, seed: int = 0) -> pd.Data
     return pd.DataFrame(rows).assign(images=int(falls.images.sum()), on=falls.on, whole=falls.whole)
 
 # %% ../nbs/03_causal.ipynb #c658a49a
-CAUSAL_IMAGES = 1000 # images that filters are silenced on, even over the labels
+CAUSAL_IMAGES = 1000 # images that filters are silenced on, labels in the set's proportions
 
 def other_images(m: Measurement) -> tuple[Any, str]: # labelled data, and what it is
     "Images other than those of the fields, if the measurement knows some."
@@ -419,17 +420,23 @@ def other_images(m: Measurement) -> tuple[Any, str]: # labelled data, and what i
         own, data = m.source.run.params.images, m.source.data()
         return (data.train, 'training images') if own == 'test' else (data.test, 'test images')
     others = m.source.given['heads_on']
-    known = others is not None and others is not m.images
+    bare = lambda data: data.data if isinstance(data, UnitColours) else data
+    known = others is not None and bare(others) is not bare(m.images)
     return (others, 'training images') if known else (m.images, 'images of the fields')
+
+def in_colours(m: Measurement, data: Any) -> Any:
+    "Somebody's data as the measurement's network takes it: colours in [0, 1] where it has a normalisation."
+    return UnitColours(data) if getattr(m.source, 'normal', None) else data
 
 def measure_causal(layer: LayerMeasurement, images: Any = None, n: int = CAUSAL_IMAGES, on: str = '',
                    filters: Sequence[int] = ()      # some of the layer's; (): all
                   ) -> Falls:
-    """The falls of a layer's filters on `n` of these images, even over the labels; None: `other_images`.
+    """The falls of a layer's filters on `n` of these images, labels in the set's proportions; None:
+    `other_images`.
 
     Raises a `DlmechError` if the measurement has no network or no images, or a label has no image."""
     m = layer.whole
-    data, on = other_images(m) if images is None else (images, on or 'images given')
+    data, on = other_images(m) if images is None else (in_colours(m, images), on or 'images given')
     batches = even_batches(data, _device(m.net), check_int('n', n, m.K))
     found = measure_falls(m.net, layer.path, batches, m.K, len(layer), [[f] for f in filters])
     return replace(found, on=on)
@@ -453,19 +460,21 @@ def read_falls(layer: LayerMeasurement) -> Falls|None:
 # %% ../nbs/03_causal.ipynb #8b82fed4
 def causal(layer: LayerMeasurement,      # of a measurement that has its network, as m['layers.5']
            images: Any = None,           # to silence on; None: `other_images`
-           n: int = CAUSAL_IMAGES,       # how many of them, even over the labels
+           n: int = CAUSAL_IMAGES,       # how many of them, labels in the set's proportions
            on: str = ''                  # what these images are called, in the table
           ) -> pd.DataFrame:
     """The causal test [ours], a row for each filter: which labels does the network itself lose without it,
     and are they those of its clusters?
 
-    Kept in the measurement's folder as `causal-<layer>.csv`, and read if it is there, for as many of the same
-    images (`on`). Raises a `DlmechError` if the measurement has no network or no images, or a label has
+    Kept in the measurement's folder as `causal-<layer>.csv`, and read if it is there, for exactly `n` of the
+    same images (`on`). Raises a `DlmechError` if the measurement has no network or no images, or a label has
     no image.
 
         table = causal(dlmech.open('runs/vgg16-digits-d32-fast-seed0')[13])"""
     files, found = causal_files(layer), read_falls(layer)
-    if found and (int(found.images.sum()) != n or images is not None and found.on != on): found = None
+    own = 'training images', 'test images', 'images of the fields'  # as `other_images` calls them
+    same = found and (found.on in own if images is None else on and found.on == on)
+    if not same or found and int(found.images.sum()) != n: found = None
     if agreed(lambda: bool(files and files[0].exists() and found)) and files:
         return read_csv(files[0]).astype(dict(whole=object)).fillna(dict(whole=''))
     return keep_falls(layer, found or measure_causal(layer, images, n, on))
@@ -577,10 +586,11 @@ def _best_penalty(maps: Tensor, target: Tensor, held: Tensor) -> float: # (N, D)
 
 # %% ../nbs/03_causal.ipynb #6811da93
 def unit_heads(layer: LayerMeasurement, train: Any, test: Any, # labelled data
-               images: tuple[int, int]                         # how many of each, even over the labels
+               images: tuple[int, int]                 # how many of each, labels in the set's proportions
               ) -> UnitHeads:
     "The two heads on a layer's units; of several processes each sends its own training images through."
     m, device = layer.whole, _device(layer.whole.net)
+    train, test = in_colours(m, train), in_colours(m, test)
     path, = readable(m.net, [layer.path.split('@')[0]], even_batches(train, device, 2)[0][0], RIDGE_INPUTS)
     own = _own_images(even_batches(train, device, images[0]))
     maps, y = _features(layer, own, path)

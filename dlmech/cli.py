@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'RunFolder', 'in_a_line', 'logged', 'as_command', 'option', 'with_options', 'finished_runs', 'path_shown',
            'print_measurement', 'run_measure', 'run_report', 'run_sweep_file', 'run_zoo', 'sliders_alone',
-           'notebook_of', 'serve', 'run_explore', 'copy_notebooks', 'run_notebooks', 'main']
+           'notebook_of', 'serve', 'explorer_at', 'run_explore', 'copy_notebooks', 'run_notebooks', 'main']
 
 # %% ../nbs/07_cli.ipynb #dfd91a10
 import codecs, errno, inspect, io, logging, os, shlex, shutil, subprocess, sys, warnings
@@ -189,15 +189,17 @@ _PAGE = """import dlmech
 m = dlmech.open({folder!r}, root={root!r})
 m.explore()"""
 
-def sliders_alone(folder: Path, root: str = '') -> Any:
+def sliders_alone(folder: Path|str, # or zoo:NAME
+                  root: str = '') -> Any:
     "A notebook that shows the measurement in `folder`, and nothing else."
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
     kernel = dict(name='python3', language='python', display_name='Python 3')
-    cells = new_markdown_cell(f'# {folder.name}'), new_code_cell(_PAGE.format(folder=str(folder), root=root))
-    return new_notebook(cells=list(cells), metadata=dict(kernelspec=kernel))
+    code = _PAGE.format(folder=str(folder), root=root)
+    cells = [new_markdown_cell(f'# {Path(folder).name}'), new_code_cell(code)]
+    return new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
 
 # %% ../nbs/07_cli.ipynb #2d3eede9
-def notebook_of(folder: Path, # of a run, or of a measurement that was saved
+def notebook_of(folder: Path|str, # of a run, or of a measurement that was saved; or zoo:NAME
                 root: str = '',         # where the run's data set lies
                 alone: bool = False     # the sliders alone
                ) -> Any:
@@ -206,7 +208,9 @@ def notebook_of(folder: Path, # of a run, or of a measurement that was saved
     Raises a `DlmechError` if it is no finished run and no measurement."""
     from dlmech.measurement import open_measurement, read_config
     from dlmech.run import asked_by, notebooks_folder, run_name
-    m, config = open_measurement(folder, root=root), read_config(folder)
+    m = open_measurement(folder, root=root)
+    if isinstance(folder, str): return sliders_alone(folder, root)
+    config = read_config(folder)
     p = asked_by(config) if 'arch' in config and 'heads' in config else None
     if alone or not p or run_name(Parameters(**p)) != folder.name: return sliders_alone(folder, root)
     from papermill.iorw import load_notebook_node
@@ -232,6 +236,17 @@ def serve(path: Path, # a notebook
     if os.name == 'nt': raise typer.Exit(subprocess.call(line))  # there a process cannot become another
     os.execv(sys.executable, line)
 
+# %% ../nbs/07_cli.ipynb #e627eb23
+def explorer_at(run: str, # the folder of a run or a measurement, or zoo:NAME
+                page: bool = False # for Voilà
+               ) -> tuple[Path|str, Path]:
+    "What is explored, and the file of its notebook. Raises a `ParameterError` for a path that cannot be."
+    from dlmech.run import base, check_path
+    end = 'explore-page.ipynb' if page else 'explore.ipynb'
+    if run.startswith('zoo:'): return run, base()/f'{run[4:].replace("/", "-")}-{end}'
+    folder = base()/check_path('run', run)
+    return folder, folder/end
+
 # %% ../nbs/07_cli.ipynb #a4e2c862
 @as_command
 @with_options('root')
@@ -245,10 +260,9 @@ def run_explore(run: RunFolder,
     """Look at a run's filters, with sliders.
 
     A notebook is put into the run's folder, unless it is there, and opened in JupyterLab."""
-    from dlmech.run import base, check_path, whole
-    folder = base()/check_path('run', run)
-    path = folder/('explore-page.ipynb' if voila else 'explore.ipynb')
-    nb = notebook_of(folder, given['root'], voila)
+    from dlmech.run import whole
+    explored, path = explorer_at(run, voila)
+    nb = notebook_of(explored, given['root'], voila)
     if voila or not path.exists():
         import nbformat
         with whole(path) as f: nbformat.write(nb, f)

@@ -6,10 +6,10 @@
 __all__ = ['NO_JOIN', 'CONVS', 'FOLLOWS', 'as_written', 'evaluating', 'taking', 'check_takes', 'hooked', 'tensors_in',
            'version_of', 'Call', 'traced', 'blocks_in', 'width_of', 'stem_of', 'tail_of', 'chains_in', 'find_layers',
            'LayerName', 'check_layers', 'module_path', 'chosen_tensor', 'all_layers', 'layer_numbers', 'unit_axis',
-           'as_units', 'group_fields', 'check_answer', 'answer_of']
+           'as_units', 'group_fields', 'check_answer', 'answer_of', 'answering_view']
 
 # %% ../nbs/01_layers.ipynb #b76385f6
-import re, sys
+import copy, re, sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, ExitStack, suppress
@@ -442,7 +442,19 @@ def answer_of(out: Any,
         if isinstance(out, Mapping) and isinstance(out.get(key), Tensor): return check_answer(out[key])
         if isinstance(getattr(out, key, None), Tensor): return check_answer(getattr(out, key))
     flat = [t for t in tensors_in(out) if t.ndim == 2] if not isinstance(out, Tensor) else [out]
+    if len(widths := {t.shape[1] for t in flat if t.ndim == 2}) > 1:
+        raise DlmechError('model: it answers with several (B, K) tensors, K = '
+                          f'{", ".join(map(str, sorted(widths)))}; name the one of the labels with output=')
     if flat and flat[0].ndim == 2: return flat[0]
     got = f'a tensor {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
     raise DlmechError('model: it should answer with a (B, K) tensor, an output for each label, not with '
                       f'{got}; name the one that is with output=')
+
+# %% ../nbs/01_layers.ipynb #10af2bd4
+def answering_view(net: nn.Module, output: int|str # which of its answers
+                  ) -> nn.Module:
+    "A second face of `net`, with the same modules and weights, that gives this answer alone."
+    view = copy.copy(net)
+    view._forward_hooks = net._forward_hooks.copy()
+    view.register_forward_hook(lambda module, args, out: answer_of(out, output))
+    return view

@@ -35,8 +35,8 @@ from .datasets import Data, data_stamp, FileSet, get_data, ImageSet
 from .figures import brief, card_figure, layer_figure, layers_figure
 from .filter import (check_given, chunks, fields, find_clusters, LabelSums, normalised, observe,
                            Responses, snr)
-from .layers import (all_layers, answer_of, check_layers, check_takes, evaluating, layer_numbers,
-                           taking, traced)
+from .layers import (all_layers, answer_of, answering_view, check_layers, check_takes, evaluating,
+                           layer_numbers, taking, traced)
 from .model import (data_digest, keep_stamp, later_data, load, model_of, resolve, train_or_load, ZOO,
                           zoo_weights)
 from .null import measure_layer
@@ -303,7 +303,7 @@ class Source:
     def __init__(self, net: nn.Module|None, images: Any, heads_on: Any = None, kept: dict|None = None,
                  normal: Normal|None = None):     # how the network wants its colours, if it takes [0, 1]
         if normal and net is not None: net = translated_view(net, normal)
-        if normal and images is not None: images = UnitColours(images)
+        if normal: images, heads_on = (d if d is None else UnitColours(d) for d in (images, heads_on))
         self.given, self.kept = dict(net=net, images=images, heads_on=heads_on), kept or {}
         self.normal = normal
     def have(self, what: str) -> Any:
@@ -318,6 +318,7 @@ class Source:
         "Which images those of a role are: fields_on or heads_on."
         if role in self.kept: return self.kept[role]
         data, made = self.given['images' if role == 'fields_on' else role], self.kept.setdefault('made', {})
+        if isinstance(data, UnitColours): data = data.data   # one set, whichever role it has
         if data is not None and id(data) not in made: made[id(data)] = fingerprint(data)
         return made.get(id(data))
 
@@ -381,7 +382,7 @@ def check_fields(m: Measurement, train=None, # the training images, where the me
         raise DlmechError(f'fields: {share:.0%} of the images that the fields come from are images to score '
                           f'on, so the score would not be honest; {again}')
     known = [f for f in (m.heads_on, None if train is None else fingerprint(train)) if f]
-    if m.fields_on and known and not any(m.fields_on.shared(f) for f in known):
+    if m.fields_on and known and not any(m.fields_on.shared(f) > TWINS for f in known):
         raise DlmechError('fields: they come from images that the heads were not trained on, such as one '
                           f'scores on, so nothing may be chosen by them; {again}')
 
@@ -396,15 +397,13 @@ def on_device(net: nn.Module, device):
         if device != was: net.to(was)
 
 # %% ../nbs/03_measure.ipynb #7f21cd9b
-def output_count(net: nn.Module, batches: Batches,
-                 output: int|str|None = None # which of the network's answers
-                ) -> tuple[int, Tensor]:
+def output_count(net: nn.Module, batches: Batches) -> tuple[int, Tensor]:
     """How many labels the network tells apart, and a first batch of images.
 
     Raises a `DlmechError` if it does not answer with an output for each."""
     x, _ = next(iter(batches))
     with evaluating(net), torch.no_grad(), taking('heads_on', x): out = net(x)
-    K = answer_of(out, output).shape[1]
+    K = answer_of(out).shape[1]
     if K >= 2: return K, x
     raise DlmechError(f'model: it has {K} outputs; two labels or more are needed to tell apart')
 
@@ -506,17 +505,18 @@ def measure(model: nn.Module,              # a trained network; given back as it
     kind = 'given' if given else check_heads(heads)
     batch = (PAPER.batch if kind == 'paper' else 250) if batch is None else batch
     check_asked(model, layers=layers, batch=batch, threshold=threshold, seed=seed, largest_map=largest_map)
+    if output is not None: model = answering_view(model, output)
     source = Source(model, fields_on, None if given else heads_on, normal=read_normal(normal))
     with on_device(source.net, device) as (net, device), quietly(quiet):
         asked = Asked(kind, batch, seed, device, source.normal is not None)
-        return _measured(net, heads_on, asked, source, (layers, given, output, largest_map), names, threshold)
+        return _measured(net, heads_on, asked, source, (layers, given, largest_map), names, threshold)
 
 # %% ../nbs/03_measure.ipynb #f45b0be1
 def _measured(net: nn.Module, heads_on: Any, asked: Asked, source: 'Source', what: tuple,
               names: list[str]|None, threshold: float) -> Measurement:
     "Phases 2 and 3."
-    layers, heads, output, bound = what
-    K, x = output_count(net, asked.batches(heads_on), output)
+    layers, heads, bound = what
+    K, x = output_count(net, asked.batches(heads_on))
     paths = heads.paths if heads else chosen_layers(net, layers, x[:1], bound)
     network = all_layers(net, x[:1], paths, 'all' if layers == 'all' else 'blocks')
     if heads: heads = fitting(heads, layer_shapes(net, paths, x[:1]), K, asked.device)

@@ -28,7 +28,7 @@ from .arch import (check_arch, get_model, layers_of, normal_in, NORMALS, PLANS, 
                          read_normal, shortcut_in, SMALL_RESNETS, SmallResNet, translated, weights_file)
 from .batches import Batches, check_dealt, dealt
 from .datasets import check_dataset, Data, data_stamp, FileSet, get_data, get_test, ImageSet
-from .layers import evaluating, layer_numbers
+from .layers import answer_of, evaluating, layer_numbers
 from .pace import best_pace, compiled, describe_pace, measure_paces, Pace, placed, training_flops, USUAL
 from .ranks import agreed, as_first, first_then_all, held, in_step, parallel, ranks, summed
 from .run import (cells_run, check_injected, check_parameters, check_same, content_digest, damaged,
@@ -183,7 +183,7 @@ RECIPES = {'paper': Recipe(300, 100, .028, .01, .9175, 1e-3, True, 0., 'steps', 
            'brief': Recipe(10, 256, .07, .002, .9, .005, False, .1, 'triangle', 'in turn', 8, 'muon', .5)}
 
 # %% ../nbs/01_model.ipynb #fc6688ad
-def get_recipe(name: str,       # fast or paper
+def get_recipe(name: str,       # paper, fast or brief
                arch: str, data: Data,
                epochs: int = 0  # 0: the recipe's own number
               ) -> Recipe:
@@ -239,7 +239,7 @@ def success_rate(net: nn.Module, batches: Any # (x, y)
     "The share of images whose largest output is their label's; `net` is in evaluation mode while it runs."
     batches = dealt(batches)
     with evaluating(net):
-        told = [(int((net(x).argmax(1) == y).sum()), len(y)) for x, y in batches]
+        told = [(int((answer_of(net(x)).argmax(1) == y).sum()), len(y)) for x, y in batches]
     right, n = (sum(t[i] for t in told) for i in (0, 1))
     check_dealt(n, batches)
     right, n = (int(t) for t in summed([torch.tensor(right), torch.tensor(n)]))

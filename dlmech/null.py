@@ -148,7 +148,7 @@ def null_rows(B: Tensor,    # (C, K, K) clipped
 def winner_dependence(wins: Tensor # (C, K, K) how often each output won, by label of the image
                      ) -> dict[str, Tensor]: # (C,) each
     """Bias-corrected Cramér's V of winner and input label (Bergsma 2013), and the p-value of Pearson's χ²;
-    NaN for a filter with fewer than two winners."""
+    NaN for a filter with fewer than two images that have a winner, V = 0 if one output wins on all."""
     wins = wins.double()
     n, of_label, of_output = wins.sum((1, 2)), wins.sum(2), wins.sum(1)
     n = n.where(n > 1, torch.nan)
@@ -293,7 +293,8 @@ def evidence(row: Mapping[str, Any] # of the table of layers
     return (f'**Evidence** of label selection, as the 95 % interval over {row["filters"]:,} filters lies '
             f'beyond the null: {yes}. **Not**: {no}. **Arithmetic**: n = {row["noise"]:.2f} '
             'counts the elements above the threshold that no cluster takes; with the input labels permuted '
-            f'it is {row["noise_null"]:.2f}. Filters selective by themselves (q ≤ .05): {selective}; '
-            f'estimated not to be of the null: {row["not_of_null"]:.0%}. Column share: '
+            f'it is {row["noise_null"]:.2f}: as many elements, of which clusters take another share. '
+            f'Filters selective by themselves (q ≤ .05): {selective}; '
+            f'estimated not to be of the null: {max(0., row["not_of_null"]):.0%}. Column share: '
             f'{row["column_share"]:.2f}; of the interaction {row["diagonal_share"]:.1%} lies along the '
             f'diagonal (null {row["diagonal_share_null"]:.1%}).')

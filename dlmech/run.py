@@ -195,7 +195,7 @@ def _digests(data: memoryview, block: int) -> list[str]:
     return [xxh3_128_hexdigest(data[i:i+block]) for i in range(0, len(data), block)]
 
 def _facts(path: Path, rows: int|None = None) -> dict[str, Any]:
-    "What a manifest says of the file at `path`: its length, rows, and a digest for each of 1,024 blocks."
+    "What a manifest says of the file at `path`: its length, rows, a digest for each of up to 1,024 blocks."
     with _bytes_of(path) as data:
         block = 1 << max(16, (len(data) >> 10).bit_length())
         return dict(bytes=len(data), rows=rows, block=block, digests=_digests(data, block))
@@ -490,6 +490,8 @@ def _lists_fit(row: Any) -> bool:
     if len(labels) != len(set(labels)): return False
     return sum(map(int, sizes)) == len(labels) and row.get('n_clusters', len(sizes)) == len(sizes)
 
+_WORDS = dict(field_uniqueness='each number once', not_nullable='a number in every row')
+
 def check_table(path: str|Path, table: pd.DataFrame) -> None:
     "Raises a `DlmechError` for a table of a run that holds what such a table cannot."
     kind = _TABLE.fullmatch(Path(path).name)
@@ -500,7 +502,7 @@ def check_table(path: str|Path, table: pd.DataFrame) -> None:
         wrong = ', '.join(sorted(set(map(str, e.failure_cases.column))))
         raise damaged(path, f'it cannot hold this: {wrong}, no numbers') from None
     except SchemaError as e:
-        what = getattr(e.check, 'error', None) or e.check or e.reason_code
+        what = getattr(e.check, 'error', None) or _WORDS.get(str(e.check), e.check) or e.reason_code
         raise damaged(path, f'it cannot hold this: {getattr(e.schema, "name", None) or "its rows"}, '
                             f'not {what}') from None
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from .batches import as_labels, as_set, Batches, images_and_labels, UnitColours
 from .datasets import FileSet, ImageSet
-from .layers import evaluating, hooked, LayerName
+from .layers import answer_of, evaluating, hooked, LayerName
 from .measurement import LayerMeasurement
 from .run import clusters_of, DlmechError, one_of, ParameterError
 from .trunk import axis_of
@@ -112,10 +112,10 @@ def answers(net: nn.Module,
            ) -> Answers:
     "The network's outputs for `x`, and by label its success on `batches`, in evaluation mode."
     with evaluating(net), torch.no_grad():
-        outputs = net(x)[0].float().cpu()
+        outputs = answer_of(net(x))[0].float().cpu()
         images, right = torch.zeros(2, K, dtype=torch.int64)
         for picture, y in batches:
-            hit = net(picture).argmax(1) == y
+            hit = answer_of(net(picture)).argmax(1) == y
             images += y.cpu().bincount(minlength=K)
             right += y[hit].cpu().bincount(minlength=K)
     return Answers(outputs, images, right)

@@ -80,7 +80,7 @@ def t_power(delta: float, # the effect in standard deviations
 
 def n_to_decide(delta: float # the effect in standard deviations
                ) -> int|None:
-    "The least n with a power of 0.8; None for no effect, which no n finds, and beyond a million."
+    "The least n with a power of 0.8; None for effects of up to 0.001, which take over seven million."
     if not abs(delta) > 1e-3: return None
     n = max(2, int(sum(stdtrit(10**6, p) for p in ((1 + LEVEL) / 2, POWER))**2 / delta**2))
     if n > 1000: return n                   # the normal distribution's n: off by two at most
@@ -127,7 +127,7 @@ def describe_effect(v: Verdict) -> str:
 def describe_answer(v: Verdict) -> str:
     "The answer; of one that is not decided also the n that would decide."
     if v.answer != OPEN: return v.answer
-    if np.isnan(v.error): return f'{OPEN} (one {v.over.removesuffix("s")}; 3 would be the least)'
+    if np.isnan(v.error): return f'{OPEN} (one {v.over.removesuffix("s")}; 2 would be the least)'
     return f'{OPEN} ({v.needed:,} {v.over} would)' if v.needed else f'{OPEN} (no effect to be seen)'
 
 # %% ../nbs/00_stats.ipynb #9a1c0005
@@ -307,6 +307,7 @@ def describe_growth(g: Growth) -> str:
     if g.answer != OPEN: return text
     nearest = min(g.apart[k] for k in g.rivals)
     points = AHEAD / np.log1p(nearest / g.spread) if nearest > 1e-9 * g.spread else float('inf')
+    points = max(g.line.n + 1, points)       # those that there are did not
     return f'{text}; some {points:,.0f} points would decide' if points < 1e6 else text
 
 # %% ../nbs/00_stats.ipynb #9a1c0022
@@ -342,6 +343,6 @@ def describe_verdicts(claims: pd.DataFrame # claim, verdict
 def comparison_verdict(difference: float, # mean over the runs
                        half: float,       # half-width of its interval
                        runs: int) -> str:
-    "Ahead or behind if the difference exceeds its interval, else level; of one run nothing is said [ours]."
+    "Ahead or behind if the difference exceeds its interval, else undecided; of one run nothing (ours)."
     if runs < 2: return 'one run'
-    return 'ahead' if difference > half else 'behind' if difference < -half else 'level'
+    return 'ahead' if difference > half else 'behind' if difference < -half else 'undecided'

@@ -3,6 +3,7 @@ papers' claims.
 
     python experiments/claims.py vgg6 vgg6-untrained --seeds 0 1 2 --runs runs --root DATA
     python experiments/claims.py resnet56-cifar10 --files FOLDER
+    python experiments/claims.py vgg16 --causal 250 --causal-layers 10 11 12 13
     python experiments/claims.py vgg6 --seeds 1 2 --weights 1=seed1.safetensors 2=seed2.safetensors
 
 Names are those of `dlmech.study.claims.NAMED`, and efficientnet_lite0. What a run's folder has is not made
@@ -13,7 +14,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from dlmech.measurement import Measurement
+from dlmech.causal import causal, CAUSAL_IMAGES
+from dlmech.measurement import LayerMeasurement, Measurement
 from dlmech.run import DlmechError
 from dlmech.study.claims import claim_rows, CLAIMS_FILE, measure_named, NAMED, put_claims
 
@@ -55,16 +57,20 @@ def options() -> argparse.Namespace:
     p.add_argument('--runs', default='runs')
     p.add_argument('--root', default='')
     p.add_argument('--device', default='auto')
-    p.add_argument('--causal', action='store_true', help='with the causal test of every layer')
+    p.add_argument('--causal', type=int, nargs='?', const=CAUSAL_IMAGES, default=0, metavar='IMAGES',
+                   help='with the causal test, on so many images')
+    p.add_argument('--causal-layers', type=int, nargs='+', default=[], metavar='N',
+                   help='of these layers alone')
     p.add_argument('--table', type=Path, default=CLAIMS_FILE)
     return p.parse_args()
 
 
 def causal_test(asked: argparse.Namespace) -> Callable|None:
-    "What is asked of every layer besides, or None."
+    "What is asked of the layers besides, or None."
     if not asked.causal: return None
-    from dlmech.causal import causal
-    return causal
+    def test(layer: LayerMeasurement) -> None:
+        if not asked.causal_layers or layer.number in asked.causal_layers: causal(layer, n=asked.causal)
+    return test
 
 
 def measure_name(name: str, asked: argparse.Namespace) -> None:

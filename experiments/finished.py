@@ -3,7 +3,7 @@ images that drive its filters most. The run's images have to be at hand.
 
     python experiments/finished.py runs/vgg16-cifar10-d64-brief10-seed0
 """
-import shutil, sys
+import argparse, shutil
 from pathlib import Path
 
 import torch
@@ -50,7 +50,9 @@ def finish(m: Measurement, folder: Path) -> Path:
 
 
 if __name__ == '__main__':
-    for run in sys.argv[1:]:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('runs', nargs='+', help='folders of finished runs')
+    for run in p.parse_args().runs:
         m = dlmech.open(run)
         shutil.rmtree(FINISHED/m.title, ignore_errors=True)
         folder = finish(m, FINISHED/m.title)

@@ -16,8 +16,9 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 import dlmech
 from dlmech.batches import Batches
 from dlmech.datasets import get_data
-from dlmech.filter import fields, measure_fields
+from dlmech.filter import fields
 from dlmech.model import train_epoch
+from dlmech.null import measure_fields
 from dlmech.probe import (cached_maps, centred, head_optimizer, Heads, Maps, merge_rows, PAPER, solve_head,
                           WEIGHT_DECAY)
 from dlmech.run import progress, read_csv, read_tensors, RESULTS, write_tensors
@@ -90,7 +91,8 @@ class Layer:
         M = fields(self.means, weight)
         filters, row = measure_fields([(slice(0, len(M)), M)], torch.zeros(M.shape[:2]))
         W = weight.flatten(1)
-        right = sum(int(((x.float() @ W.T).argmax(1) == y).sum()) for x, y in self.test.chunks(self.K))
+        right = sum(int(((x @ W.T).argmax(1) == self.test.y[part]).sum())
+                    for x, part in self.test.converted(self.K, torch.float32))
         kept = {name: row[name] for name in ('n_clusters', 'noise', 'snr')}
         return M, filters, dict(success_rate=right / self.test.n, **kept, filters=len(filters),
                                 cluster_size=filters.n_labels.sum() / filters.n_clusters.sum())

@@ -107,6 +107,18 @@ def test_pretrained_weights_that_cannot_be_fetched(monkeypatch):
         get_model('resnet18', 1000, weights='pretrained')
 
 
+def test_pretrained_networks_have_their_own_labels_and_colours(monkeypatch):
+    made = torchvision.models.resnet18()
+    monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url', lambda *a,
+                        **k: made.state_dict())
+    with pytest.raises(ParameterError, match='tell 1,000 labels apart, not 10'):
+        get_model('resnet18', 10, weights='pretrained')
+    x = torch.rand(2, 3, 64, 64)
+    named, plain = (get_model('resnet18', 1000, weights='pretrained', normal=normal).eval()
+                    for normal in ('imagenet', ''))
+    assert named(x).equal(plain(x))   # normalised once
+
+
 def test_pretrained_networks_take_the_same_batches(monkeypatch):
     """torchvision's own weights see their own colours, whatever they are; the run's folder is enough to have
     the network again."""

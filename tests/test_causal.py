@@ -281,6 +281,7 @@ def test_what_is_in_the_folder_is_read_and_not_made_again(three, net, saved, mon
     table.unlink()  # the falls know no clusters: the table comes from them
     pd.testing.assert_frame_equal(causal(m[5], n=30), first, check_dtype=False)
     with pytest.raises(AssertionError, match='again'): causal(m[5], n=33)
+    with pytest.raises(AssertionError, match='again'): causal(m[5], three.train, 30)  # whose are these?
     with pytest.raises(AssertionError, match='again'): causal(m[5], three.test, 30, 'test images')
 
 

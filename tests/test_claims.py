@@ -103,6 +103,16 @@ def test_a_control_without_the_column_is_not_asked():
     assert 'filters of one network' in told.against[0]
 
 
+def test_a_control_is_compared_on_the_layers_that_both_have():
+    "The mean of all layers of one against the last ones of the other would be a difference of layers."
+    own = network(3, spread=0., causal_auc_zero=lambda n: .4 + .1*n)
+    control = network(3, 'untrained', spread=0., causal_auc_zero=lambda n: .4 + .1*n)
+    control.loc[control.layer < max(LAYERS), 'causal_auc_zero'] = np.nan
+    assert difference(own, control, 'causal_auc_zero', 'mean', 1).effect == pytest.approx(0)
+    some = tell_network(own.assign(causal_auc_zero=own.causal_auc_zero.where(own.layer == max(LAYERS))))
+    assert some.layers.tolist() == [1]
+
+
 def test_a_causal_auc_is_held_against_chance(tmp_path):
     rows = network(1, causal_auc_zero=lambda n: .8, causal_auc_mean=lambda n: .5, seed=3)
     assert list(found(rows).values()) == [EVIDENCE, OPEN]

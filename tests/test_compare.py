@@ -218,11 +218,12 @@ def test_counts_are_those_of_a_loop(table):
                 t = rest[(rest.kind == kind) & (rest.fraction == f)].set_index('run')
                 d = (t[t.score == 'b'].test_success_rate - t[t.score == other].test_success_rate).to_numpy()
                 half = 2.7764 * d.std(ddof=1) / 5**.5
-                word = 'ahead' if d.mean() > half else 'behind' if d.mean() < -half else 'level'
+                word = 'ahead' if d.mean() > half else 'behind' if d.mean() < -half else 'undecided'
                 slow[other, word] = slow.get((other, word), 0) + 1
     counts = count_verdicts(compared, 'other')
     for other in 'ac':
-        for word in ('ahead', 'level', 'behind'): assert counts.loc[other, word] == slow.get((other, word), 0)
+        for word in ('ahead', 'undecided', 'behind'):
+            assert counts.loc[other, word] == slow.get((other, word), 0)
     assert (counts.settings == 6).all()
     assert counts.behind['a'] > 0
     assert counts.ahead['c'] > 0
@@ -238,11 +239,16 @@ def test_the_best_stand_against_each_other_by_their_means(table):
         assert (row.difference, row.half, row.runs) == paired_difference(wide, row.ours, 'a')
 
 
+def test_the_best_of_none_is_said(table):
+    with pytest.raises(DlmechError, match='compare: none of e, f was tried here'):
+        best_against_best(table, 'score', ['e', 'f'], ['a'], ['kind', 'fraction'])
+
+
 def test_a_single_network_says_nothing(table):
     one = one_against_each(table[table.run == 'x0'], 'score', 'a', ['kind', 'fraction'])
     assert set(one.verdict) == {'one run'}
     counts = count_verdicts(one, 'other')
-    assert (counts[['ahead', 'level', 'behind']] == 0).all().all()
+    assert (counts[['ahead', 'undecided', 'behind']] == 0).all().all()
     assert (counts.settings == 3).all()
 
 

@@ -16,10 +16,11 @@ from dlmech.probe import FACTS, heads_for
 from dlmech.run import clusters_of, generator, ParameterError, read_csv, read_json
 from dlmech.stats import FAILS, HOLDS, OPEN
 from dlmech.study.controls import (at_threshold, came_back, controls_in, draw_groups, fields_of_groups,
-                                   group_count, grouped, layer_claims, learned_by, learned_of, MEMORISE,
-                                   memorise, MEMORISED, NETWORKS, reproduce, reproduction_files, resampled,
-                                   return_rates, rows_of, shown_of, shuffled, stability, stable_rows,
-                                   start_control, THRESHOLDS, trend_against, trends, winner_shares)
+                                   group_count, grouped, layer_claims, learned_by, learned_of,
+                                   measure_control, MEMORISE, memorise, MEMORISED, NETWORKS, reproduce,
+                                   reproduction_files, resampled, return_rates, rows_of, shown_of, shuffled,
+                                   stability, stable_rows, start_control, THRESHOLDS, trend_against, trends,
+                                   winner_shares)
 from dlmech.trunk import Trunk
 from helpers import papermill, TINY, TOP
 
@@ -181,6 +182,20 @@ def test_stability_counts_the_clusters_of_phase_3(run):
     assert rows.clusters.sum() == len(kept)
     assert (rows.stable <= rows.clusters).all()
     assert rows.stable.sum() == (kept.back >= .9).sum()
+
+
+def test_of_few_images_of_a_label_no_stability_is_told(run):
+    kept = stability(run, [5], B=3, most=4)
+    assert len(kept)
+    assert kept.back.isna().all()
+    assert stable_rows(kept).stable.isna().all()
+
+
+def test_a_table_of_other_resamples_is_made_anew(runs, monkeypatch):
+    asked, drawn = dict(TINY, runs=str(runs)), []
+    monkeypatch.setattr(controls, 'stability', lambda *a: drawn.append(a[2]) or stability(*a))
+    for n in (5, 5, 6): assert (measure_control('trained', n, **asked)[1].resamples == n).all()
+    assert drawn == [5, 6]
 
 
 def test_groups_are_of_equal_size_and_no_label_is_without(run):

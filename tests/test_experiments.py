@@ -3,8 +3,9 @@ whole files. Where it is ended hangs on what it has done, not on how fast the ma
 import json, os, signal, subprocess, sys
 from functools import partial
 
-import pandas as pd, pytest
+import pandas as pd, pytest, torch, torch.nn.functional as F
 
+from dlmech.probe import Maps
 from helpers import ENV, run, TOP, wait_for
 
 SCRIPT = TOP/'experiments'/'paper.py'
@@ -91,3 +92,35 @@ def test_the_script_for_a_gpu_on_the_cpu(tmp_path):
     assert table.part.unique().tolist() == ['measuring', 'training']
     assert table.same.all()
     assert again.stdout == 'all as on the CPU (this is it)\n'
+
+
+@pytest.mark.parametrize('script', sorted((TOP/'experiments').glob('*.py')), ids=lambda path: path.name)
+def test_every_script_says_what_it_does(script):
+    "What is made in hours is not run here; a name that a script imports and that moved is found out."
+    done = run(sys.executable, str(script), '--help')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith('usage: ')
+
+
+def test_heads_are_held_beside_the_minimum(tmp_path):
+    "Four heads on maps of labels that can be told apart; what is in the table is not made again."
+    from experiments.heads import fill, Layer, read_maps, write_maps
+    def maps(seed):
+        y = torch.arange(90) % 3
+        x = torch.randn(90, 6, 2, 2, generator=torch.Generator().manual_seed(seed))
+        x += F.one_hot(y, 6)[..., None, None]
+        kept = Maps('layers.1', 90, x)
+        kept.add(x, y)
+        write_maps(tmp_path/f'{seed}.safetensors', kept)
+        return read_maps(tmp_path/f'{seed}.safetensors')
+    layer, out = Layer(maps(0), maps(1), 3), tmp_path/'heads.csv'
+    fill(layer, dict(net='net', layer=1, images=90), out, False, ['exact', 'paper'])
+    t = pd.read_csv(out)
+    assert t.heads.tolist() == ['exact', 'exact', 'paper', 'paper']
+    assert (t.success_rate > .6).all()
+    exact = t[t.heads == 'exact']
+    assert (exact.field_difference < 1e-3).all()
+    assert (exact.same_clusters == 1).all()
+    before = out.stat().st_mtime_ns
+    fill(layer, dict(net='net', layer=1, images=90), out, False, ['exact', 'paper'])
+    assert out.stat().st_mtime_ns == before

@@ -1,8 +1,8 @@
 """A measurement comes with the package: it shows what was measured, and nothing is written beside it."""
-import matplotlib.pyplot as plt, pandas as pd, pytest, torch
+import matplotlib.pyplot as plt, nbformat, pandas as pd, pytest, torch
 
 import dlmech
-from dlmech import measurement
+from dlmech import cli, measurement, run
 from dlmech.causal import causal_files
 from dlmech.filter import find_clusters, normalised
 from dlmech.look.views import folder_of
@@ -51,6 +51,19 @@ def test_nothing_is_written_into_the_package(m):
     with pytest.raises(DlmechError, match='this head does not come with the package'): _ = m[1].head
     assert folder_of(m) is None
     assert causal_files(m[13]) is None
+
+
+def test_its_sliders_open_from_a_terminal(monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr(cli, 'serve', lambda *asked: served.append(asked))
+    monkeypatch.setattr(run, 'base', lambda: tmp_path)
+    assert cli.main(['explore', 'zoo:vgg16-cifar10', '--no-browser']) == 0
+    path = tmp_path/'vgg16-cifar10-explore.ipynb'
+    assert served == [(path, 'jupyterlab', ['--no-browser'])]
+    cell = nbformat.read(path, 4).cells[1].source
+    assert "dlmech.open('zoo:vgg16-cifar10'" in cell
+    assert cli.main(['explore', 'zoo:vgg99']) == 2
+    assert [f.name for f in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_name_that_means_none_is_refused():

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, Dataset, random_split, SubsetRandomSamp
 import dlmech
 from dlmech.arch import get_model, NORMALS
 from dlmech.batches import Batches, fingerprint
+from dlmech.causal import causal, other_images
 from dlmech.filter import fields, label_means
 from dlmech.layers import answer_of, blocks_in, find_layers, hooked, LayerName, traced, width_of
 from dlmech.look.views import get_image, image_input, layer_maps, uploaded
+from dlmech.model import success_rate
 from dlmech.run import DlmechError, generator, ParameterError, RESULTS
-from dlmech.silence import only
+from dlmech.silence import answers, only
 from dlmech.trunk import readable, Trunk
 from helpers import blobs, same_state, small_net, state
 
@@ -143,6 +145,39 @@ def test_networks_that_answer_otherwise_are_understood(how):
     assert tables[0].success_rate.tolist() == tables[1].success_rate.tolist()
 
 
+class Features(nn.Module):
+    "Answers with its features and with the labels' outputs."
+    def __init__(self):
+        super().__init__()
+        self.net, self.fc = small_net(), nn.Linear(4, 7)
+    def forward(self, x):
+        out = self.net(x)
+        return self.fc(out), out
+
+
+def test_which_of_several_answers_is_kept_for_whoever_asks_later():
+    net, data = Features(), (blobs(80, 4), blobs(40, 4, 1))
+    with pytest.raises(DlmechError, match=r'several \(B, K\) tensors, K = 4, 7; name the one of the labels'):
+        dlmech.measure(net, *data, layers=['net.5'], heads='ridge')
+    m = dlmech.measure(net, *data, layers=['net.5'], heads='ridge', output=1)
+    alone = dlmech.measure(net.net, *data, layers=['5'], heads='ridge')
+    assert m.K == 4
+    assert torch.equal(m[m.paths[-1]].fields, alone['5'].fields)
+    pd.testing.assert_series_equal(causal(m['net.5'], n=20).auc_zero, causal(alone['5'], n=20).auc_zero)
+    assert len(net(data[0][0])) == 2
+
+
+def test_a_dict_of_outputs_has_a_success_rate_and_answers():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+        def forward(self, x): return dict(logits=self.net(x))
+    net, batches = Named(), [blobs(40, 4)]
+    assert success_rate(net, batches) == success_rate(net.net, batches)
+    x = batches[0][0]
+    assert answers(net, x[:1], batches, 4).outputs.equal(answers(net.net, x[:1], batches, 4).outputs)
+
 def test_one_of_several_outputs_is_named():
     class Two(nn.Module):
         def __init__(self):
@@ -267,6 +302,19 @@ def test_a_network_with_its_own_colours_gives_the_same_three_ways():
     with pytest.raises(ParameterError, match='as if they had been normalised already'):
         dlmech.measure(net, ((x - mean) / std, y), ((x - mean) / std, y), layers=['5'], normal='imagenet')
 
+
+def test_every_role_of_a_set_in_unit_colours_is_that_set():
+    "The causal test sees the colours that fields saw, and knows whether the images are those of the fields."
+    x, y = torch.rand(80, 3, 16, 16, generator=generator(0)), torch.arange(80) % 4
+    net, one, two = small_net(), (x[:40], y[:40]), (x[40:], y[40:])
+    both = dlmech.measure(net, one, two, layers=['5'], heads='ridge', normal='imagenet')
+    images, on = other_images(both)
+    assert (images.data, on) == (one, 'training images')
+    same = dlmech.measure(net, one, one, layers=['5'], heads='ridge', normal='imagenet')
+    assert other_images(same)[1] == 'images of the fields'
+    assert same.heads_on == same.fields_on == fingerprint(one)
+    by_name, given = (causal(same['5'], images, 20) for images in (None, one))
+    pd.testing.assert_frame_equal(by_name.drop(columns='on'), given.drop(columns='on'))
 
 def test_images_in_unit_colours_are_seen_alike_by_measure_folder_and_upload(tmp_path):
     "What the explorer shows of an image, by number or uploaded, is what the measured network was given."

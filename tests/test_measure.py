@@ -156,6 +156,15 @@ def test_fields_of_images_to_score_on_are_refused(tmp_path):
             check_fields(m, train=other)
 
 
+def test_a_twin_makes_no_training_set_of_test_images():
+    x, y = blobs(100, 4)
+    other = blobs(100, 4, 1)[0]
+    fields = torch.cat([x[:1], other[1:]]), y       # one picture that is in the training set as well
+    m = dlmech.measure(small_net(), (x, y), fields, layers=['5'])
+    assert 0 < m.fields_on.shared(m.heads_on) <= .02
+    with pytest.raises(DlmechError, match='images that the heads were not trained on'): check_fields(m)
+
+
 def test_data_sets_in_any_form_give_the_same():
     net, (x, y) = small_net(), blobs(40, 4, 1)
     shuffled = DataLoader(TensorDataset(x, y), 50, shuffle=True)

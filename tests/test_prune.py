@@ -157,7 +157,12 @@ def test_the_network_stays_as_it_is_and_one_filter_at_least(measured_net):
     net, m, train = measured_net
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net.zero_grad()
+    net[0].train()   # as in the middle of a training
+    modes = [module.training for module in net.modules()]
     small, table = dlmech.prune(net, m, train, keep=1e-9)
+    assert [module.training for module in net.modules()] == modes
+    assert not small.training
+    net.eval()
     assert table.kept.tolist() == [1, 1, 1, 3]
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())

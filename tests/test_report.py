@@ -166,7 +166,7 @@ def wide(K):
 def test_of_many_labels_pages_stay_small(tmp_path):
     net, images = wide(300)
     m = dlmech.measure(net, images, images, layers='0', heads='ridge')
-    page = dlmech.report(m, tmp_path/'r').parent/'layer-1'/'filter-0.html'
+    page = dlmech.report(m, tmp_path/'r', layers=['0']).parent/'layer-1'/'filter-0.html'  # a path
     assert page.stat().st_size < 40_000
     assert 'clusters first, 20 of 300 labels' in page.read_text()
     assert page.read_text().count('<tr') < 60

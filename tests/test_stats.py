@@ -91,7 +91,7 @@ def test_an_interval_decides():
     assert judge(1., 0., 3, 'training seeds').answer == HOLDS
     assert judge(0., 0., 3, 'training seeds').answer == OPEN
     assert describe_effect(judge_values([.5])) == '0.5 (one training seed: no interval)'
-    assert describe_answer(judge_values([.5])) == f'{OPEN} (one training seed; 3 would be the least)'
+    assert describe_answer(judge_values([.5])) == f'{OPEN} (one training seed; 2 would be the least)'
     assert describe_effect(judge_values([1, 2, 3], 'draws')).endswith('over 3 draws')
     v = judge_values([.1, .3, -.1, .2])
     assert describe_answer(v) == f'{OPEN} ({n_to_decide(v.effect / np.std([.1, .3, -.1, .2], ddof=1))} '\
@@ -176,8 +176,8 @@ def test_a_list_of_claims_is_told_in_a_sentence():
 
 
 def test_a_difference_counts_if_it_exceeds_its_interval():
-    assert [comparison_verdict(d, .01, 2) for d in (.011, .01, 0, -.01, -.011)] == ['ahead', 'level', 'level',
-                                                                                    'level', 'behind']
+    told = [comparison_verdict(d, .01, 2) for d in (.011, .01, 0, -.01, -.011)]
+    assert told == ['ahead', 'undecided', 'undecided', 'undecided', 'behind']
     assert comparison_verdict(.5, float('nan'), 1) == 'one run'
 
 

@@ -170,6 +170,8 @@ def test_keys_are_one_however_they_were_read():
     written = [dict(layers='4', fraction=.5, whole=True), dict(layers=4, fraction=.50, whole=True)]
     read = json.loads(json.dumps(written[0]))
     assert len({key_of(row, ['layers', 'fraction', 'whole']) for row in [*written, read]}) == 1
+    many = [dict(seed=n) for n in (20240101, 20240102)]
+    assert len({key_of(row, ['seed']) for row in many}) == 2
     other = dict(layers='4+5', fraction=.5, whole=True)
     assert key_of(other, ['layers']) != key_of(written[0], ['layers'])
 

@@ -25,10 +25,11 @@ def read_layers(m: Measurement,
                ) -> list[int]:
     "The numbers of measured layers, in order. Raises a `ParameterError` for one that was not measured."
     if layers is None or isinstance(layers, str) and layers == 'all': return [part.number for part in m]
-    if isinstance(layers, str): layers = [x.strip() for x in layers.split(',') if x.strip()]
+    if isinstance(layers, str):
+        layers = [int(x) if x.isdecimal() else x for x in map(str.strip, layers.split(',')) if x]
     if not isinstance(layers, Sequence): layers = [layers]
     if not layers: raise ParameterError('layers: there is none; it may be all, or some as in 12,13')
-    asked = {m.number(int(x) if isinstance(x, str) and x.isdecimal() else x) for x in layers}
+    asked = {m.number(x) for x in layers}
     return [part.number for part in m if part.number in asked]
 
 # %% ../../nbs/06_beside.ipynb #72cac622

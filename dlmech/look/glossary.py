@@ -24,13 +24,14 @@ GLOSSARY = {  # what is looked at
 
 # %% ../../nbs/06_glossary.ipynb #glos0005
 GLOSSARY |= {
-    'cluster': 'A set of labels whose rows and columns of the clipped matrix are all 1: the filter '
-               'answers to these labels, and does not tell them apart.',
+    'cluster': 'A set of labels of which each, as input, puts a 1 on each as output unit: the block of the '
+               'clipped matrix where their rows and columns meet. The filter answers to these labels, and '
+               'does not tell them apart.',
     'Nc': 'The number of clusters of a filter; of a layer, its mean over all filters.',
     'Cs': 'Cluster size: the number of labels in a cluster; of a layer, the mean over all clusters of all '
           'filters.',
     'n': 'Noise: the elements above the threshold that are in no cluster. By itself no evidence: with '
-         'the labels permuted it is about as large.',
+         'the labels permuted most of it comes out too.',
     'internal noise': "The part of the noise in the columns of labels that are in one of the filter's "
                       'clusters.',
     'external noise': 'The part of the noise in the columns of all other labels.',

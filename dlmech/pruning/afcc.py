@@ -229,8 +229,9 @@ def retrain(d: Diluted, batches: Any,  # training batches (x, y); `.at(epoch)` i
     """Retrains the masked network in place, its masks kept (the group's code; that the learning rate falls is
     ours); the loss and the success rate on the training images of each epoch.
 
-    Raises a `DlmechError` if the loss is no longer finite, and, of several processes, which each take a part
-    of every batch, a `ParameterError` for batches that are no `Batches`."""
+    Raises a `ParameterError` for another `what`, a `DlmechError` if the loss is no longer finite, and, of
+    several processes, which each take a part of every batch, a `ParameterError` for batches that are no
+    `Batches`."""
     paths = beside(d.net, d.masks) if one_of('what', what, ['beside', 'all']) == 'beside' else None
     steps, log = epochs * len(batches := dealt_within(batches)), []
     falling = lambda epoch, i: 1 - ((epoch-1) * len(batches) + i) / steps
@@ -314,7 +315,8 @@ def random_labels(C: int, K: int, n: int = 5, # labels of each filter
 def random_afcc(net: nn.Module, m: Measurement, layers: list,
                 n: int = 5, # labels of each filter
                 seed: int = 0, score_on: Any = None) -> tuple[dict[str, Tensor], pd.DataFrame]:
-    "Masks and table as `afcc_masks` makes them, from `n` random labels for each filter (the group's code)."
+    """Masks and table as `afcc_masks` makes them, from `n` random labels for each filter (the group's code).
+    Raises what `afcc_masks` raises."""
     check_measurement(m, score_on=score_on)
     parts = [m[layer] for layer in _chain(layers)]
     labels = {part.path: random_labels(len(part), m.K, n, seed + i) for i, part in enumerate(parts)}

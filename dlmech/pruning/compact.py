@@ -10,6 +10,7 @@ __all__ = ['arriving', 'fold_constants', 'layer_like', 'put', 'select', 'cut_out
 
 # %% ../../nbs/04_compact.ipynb #4af7124c
 import copy, json, os, statistics, tempfile, time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -388,11 +389,12 @@ def compare_networks(dense: nn.Module, d: Diluted, small: nn.Module,
     """Dense, masked at run time, and compact: sizes, seconds at each batch, and times faster than dense, all
     measured in turn in this process."""
     forms = {'dense': dense, 'masked': with_run_time_masks(d.net, d.masks), 'compact': small}
-    for net in forms.values(): net.eval()
     table = pd.DataFrame([dict(network=name, **sizes(d.net if name == 'masked' else net, x))
                           for name, net in forms.items()])
     for n in batches:
-        took = median_seconds(forms, x[torch.arange(n, device=x.device) % len(x)], repeats)
+        with ExitStack() as stack:
+            for net in forms.values(): stack.enter_context(evaluating(net))
+            took = median_seconds(forms, x[torch.arange(n, device=x.device) % len(x)], repeats)
         table[f'seconds_{n}'] = [took[name] for name in forms]
         table[f'faster_{n}'] = [took['dense'] / took[name] for name in forms]
     return table

@@ -44,7 +44,8 @@ def graph_of(net: nn.Module) -> fx.Graph:
 
 # %% ../../nbs/04_links.ipynb #b171a8eb
 KEEP_FILTERS = FOLLOWS | {f'torch.nn.modules.{m}' for m in ('flatten', 'padding', 'upsampling')}
-_MIXES = 'MultiheadAttention', 'GLU', 'Softmax', 'Softmax2d', 'LogSoftmax' # they lie among the activations
+# they lie among the activations
+_MIXES = 'MultiheadAttention', 'GLU', 'Softmax', 'Softmax2d', 'Softmin', 'LogSoftmax'
 _FUNCTIONS = set('relu relu_ relu6 leaky_relu elu selu gelu silu mish hardswish hardtanh sigmoid tanh '
                  'softplus dropout contiguous '
                  'max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d'.split())
@@ -144,7 +145,7 @@ def _merges(net: nn.Module, modules: dict[str, Any], link: Any, least: bool) -> 
     return fewer or not least
 
 @torch.no_grad()
-def merged(net: nn.Module, least: bool = True # only where it takes fewer weights
+def merged(net: nn.Module, least: bool = True # only where it takes no more weights
           ) -> nn.Module:
     "A copy in which FC layers that follow one another without activation are one, with the same outputs."
     net = copy.deepcopy(net)
@@ -153,11 +154,12 @@ def merged(net: nn.Module, least: bool = True # only where it takes fewer weight
         link: Any = next((k for k in links(net).values() if _merges(net, modules, k, least)), None)
         if link is None: return net
         first, second = modules[link.source], modules[link.target]
-        one = nn.Linear(first.in_features, second.out_features).to(first.weight)
+        bias = first.bias is not None or second.bias is not None
+        one = nn.Linear(first.in_features, second.out_features, bias=bias).to(first.weight)
         one.weight.copy_(second.weight.double() @ first.weight.double())
         given: Any = 0 if first.bias is None else second.weight @ first.bias
         own: Any = 0 if second.bias is None else second.bias
-        one.bias.copy_(torch.as_tensor(given + own))
+        if bias: one.bias.copy_(torch.as_tensor(given + own))
         for path, m in ((link.source, nn.Identity()), (link.target, one.train(second.training))):
             parent, _, name = path.rpartition('.')
             setattr(net.get_submodule(parent), name, m)

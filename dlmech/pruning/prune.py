@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn, Tensor
 
 from ..batches import Batches
-from ..layers import check_takes, module_path
+from ..layers import check_takes, evaluating, module_path
 from ..measurement import Measurement, split_off
 from ..model import success_rate
 from .afcc import check_measurement
@@ -209,11 +209,12 @@ def _cost(net: nn.Module, macs: dict[str, int], path: str) -> dict[str, int]:
 
 def whole_network(net: nn.Module, small: nn.Module, x: Tensor, unseen: Any) -> dict[str, float]:
     "Success rates of both on images that were not seen, and their milliseconds at batch 1 and 256."
-    both, row = dict(before=net.eval(), after=small.eval()), {}
-    for when, each in both.items(): row[f'success_rate_{when}'] = success_rate(each, unseen)
-    for n in (1, 256):
-        took = median_seconds(both, x[torch.arange(n, device=x.device) % len(x)], 5)
-        row |= {f'ms_{n}_{when}': 1e3 * t for when, t in took.items()}
+    both, row = dict(before=net, after=small.eval()), {}
+    with evaluating(net):
+        for when, each in both.items(): row[f'success_rate_{when}'] = success_rate(each, unseen)
+        for n in (1, 256):
+            took = median_seconds(both, x[torch.arange(n, device=x.device) % len(x)], 5)
+            row |= {f'ms_{n}_{when}': 1e3 * t for when, t in took.items()}
     return row
 
 # %% ../../nbs/04_prune.ipynb #37931033
@@ -262,13 +263,14 @@ def prune(net: nn.Module,            # a trained network; stays as it is
           layers: list|None = None,  # numbers or module paths; None: all measured ones that allow it
           score: str = 'greedy OBS', # a name in `SCORES`: the filters with the lowest go
           repair: str = 'ridge',     # ridge, label means, none (each filter's mean in its place), or zero
-          score_on: Any = None,      # images to score on; None: a tenth of `data`, not used otherwise
+          score_on: Any = None,      # images to score on; None: a tenth of `data`, that `net` may know
           even: bool = False,        # whether every layer loses the same share
           images: int = 2_000,       # training images to choose and repair with
           seed: int = 0) -> tuple[nn.Module, pd.DataFrame]:
     """A smaller network, a plain `nn.Module`, and a table: for each layer and the network its filters, those
     kept, parameters and multiply-adds before and after; for the network its success rate on images not used
-    here, and its ms for one image and for 256 (ours). Nothing is retrained.
+    here (those of `data` it was trained on, so a rate without `score_on` is too high), and its ms for one
+    image and for 256 (ours). Nothing is retrained.
 
     Raises a `ParameterError` for a share, score or repair that cannot be, and a `DlmechError` in one
     sentence for fields of images to score on, a budget that cannot be reached, a label without images, and

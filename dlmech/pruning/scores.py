@@ -343,7 +343,7 @@ def keep_top_filters(stats_of: dict[str, UnitStats], score: Score,
                      fraction: float|dict[str, float] # that goes, of each layer or by its path
                     ) -> dict[str, Tensor]: # {module path of a layer: (C,) bool}
     """Which filters of each layer stay; from the last layer to the first, since what is given to a filter
-    that is gone counts for nothing."""
+    that is gone counts for nothing. Raises a `ParameterError` for a share that is not from 0 to below 1."""
     keep = {}
     for path, stats in reversed(stats_of.items()):
         reads = [keep[p] for p in keep if stats_of[p].link.source == stats.link.target]
@@ -354,7 +354,8 @@ def keep_top_filters(stats_of: dict[str, UnitStats], score: Score,
 
 # %% ../../nbs/04_scores.ipynb #4f89d827
 def mean_given(stats: UnitStats, keep: Tensor) -> Tensor: # (G,)
-    "What the filters that go give to the reader's outputs on average over images and positions."
+    """What the filters that go give to the reader's outputs on average over labels, which count alike, and
+    positions."""
     mean, m = stats.label_means.mean(0).float(), stats.reader                       # (C spread, h, w)
     mean = mean.reshape(len(keep), -1) * ~keep[:, None].to(mean.device)
     if isinstance(m, nn.Linear): return m.weight.detach() @ mean.flatten()

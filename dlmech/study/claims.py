@@ -100,6 +100,7 @@ def causal_means(table: Path # causal-<layer>.csv of a run, a row for each filte
     for column in [c for c in t if str(c).startswith('auc') and pd.api.types.is_numeric_dtype(t[c])]:
         mean = float(t[column].mean())
         found |= {f'causal_{column}': mean} | _around(f'causal_{column}', mean, t[column].to_numpy(float))
+    if 'images' in t: found['causal_images'] = float(t.images.iloc[0])
     return found
 
 def claim_rows(m: Measurement, tables: Path|None = None, # the folder of the run's tables, if there is one
@@ -203,6 +204,8 @@ def estimate(rows: pd.DataFrame, # of one network: a row for each seed and layer
 def difference(rows: pd.DataFrame, control: pd.DataFrame, column: str, how: str, sign: int) -> Verdict:
     "How far a network is ahead of its control, over the seeds that both have, or within one pair (ours)."
     rows, control = (t.loc[t[column].notna()] for t in (rows, control))
+    same = set(rows.layer) & set(control.layer)      # the layers that both have
+    rows, control = (t.loc[t.layer.isin(same)] for t in (rows, control))
     both = sorted(set(rows.seed) & set(control.seed))
     own, other = (t.loc[t.seed.isin(both)] for t in (rows, control))
     if len(both) > 1:
@@ -280,9 +283,10 @@ def tell_network(rows: pd.DataFrame # of one network and its controls
     tested = corrected({c: _tested(found) for c, found in parts.items()})
     own, told = rows[rows.control == ''], []
     for claim, found in parts.items():
+        asked = {int(n) for n, v in zip(own.layer, own[claim.column]) if v == v}
         told.append(dict(claim=claim.text, papers=claim.papers, network=own.network.iloc[0],
                          data=own.data.iloc[0], K=int(own.K.iloc[0]), seeds=own.seed.nunique(),
-                         layers=own.layer.nunique(), measured=describe_effect(found['plain']),
+                         layers=len(asked), measured=describe_effect(found['plain']),
                          against=describe_parts(found, rows), needed=tested[claim].needed,
                          finding=_found(claim, found, plain[claim], tested[claim])))
     return pd.DataFrame(told, columns=TOLD)

@@ -417,14 +417,16 @@ def _compared(wide: pd.DataFrame, ours: str, theirs: str) -> dict:
 
 def _best_of(mean: pd.Series, names: Sequence[str]) -> str:
     "Which of these names has the largest mean."
-    return str(mean.loc[[s for s in mean.index if s in names]].idxmax())
+    there = mean.loc[[s for s in mean.index if s in names]]
+    if there.empty: raise DlmechError(f'compare: none of {", ".join(names)} was tried here')
+    return str(there.idxmax())
 
 # %% ../../nbs/05_compare.ipynb #e67040ae
 def best_against_best(table: pd.DataFrame, by: str, # score or rule
                       ours: Sequence[str], theirs: Sequence[str], each: list[str] # as in `settings`
                      ) -> pd.DataFrame:
     """The best of ours (by its mean over runs) against the best of theirs; ahead or behind if the difference
-    exceeds its interval."""
+    exceeds its interval. Raises a `DlmechError` where none of either was tried."""
     rows = []
     for setting, t in settings(table, each):
         wide = by_run(t, by)
@@ -449,9 +451,9 @@ def one_against_each(table: pd.DataFrame, by: str, ours: str, each: list[str] # 
 def count_verdicts(compared: pd.DataFrame, # of `one_against_each` or `best_against_best`
                    by: str|list[str]       # columns, as `other`
                   ) -> pd.DataFrame:
-    "In how many settings ours is ahead, level and behind, and of how many."
+    "In how many settings ours is ahead, undecided and behind, and of how many."
     counts = compared.groupby(by).verdict.value_counts().unstack(fill_value=0)
-    counts = counts.reindex(columns=['ahead', 'level', 'behind'], fill_value=0)
+    counts = counts.reindex(columns=['ahead', 'undecided', 'behind'], fill_value=0)
     return counts.assign(settings=compared.groupby(by).size()).rename_axis(columns=None)
 
 # %% ../../nbs/05_compare.ipynb #5c0a7d0b
@@ -561,9 +563,9 @@ def cut_to(c: Calibrated,            # made with `whole=True`
     Raises a `ParameterError` for another `of` or `way`, and a `DlmechError` for a budget out of reach."""
     one_of('of', of, ('filters', 'multiply-adds'))
     if way == DENSE: return dict(macs=sum(c.macs.values())) | c.rates(c.net)
-    began, x = time.thread_time(), c.test[0][0]
+    began, x = time.process_time(), c.test[0][0]
     small, row = _cut(c, of, left, way, x[:8]), {}
-    row['seconds'] = time.thread_time() - began
+    row['seconds'] = time.process_time() - began        # of all threads
     for n, repeats in ((1, 51), (256, 5)):
         took = median_seconds(dict(dense=c.net, cut=small), x[torch.arange(n) % len(x)], repeats)
         row[f'faster_{n}'] = took['dense'] / took['cut']

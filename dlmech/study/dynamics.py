@@ -20,7 +20,7 @@ from ..causal import causal
 from ..measurement import measure_run
 from ..model import get_recipe, new_model, start, success_rate, train, train_or_load
 from ..run import locked, read_csv, Run, write_tensors
-from ..stats import describe_answer, describe_effect, judge_values
+from ..stats import corrected, describe_answer, describe_effect, judge_values
 from .claims import claim_rows
 from .controls import warm_up
 from .study import put_row
@@ -99,15 +99,18 @@ def half_way(table: pd.DataFrame # of `measure_dynamics`
 # %% ../../nbs/05_dynamics.ipynb #aa47fcaf
 def order_verdicts(table: pd.DataFrame # of `measure_dynamics`
                   ) -> pd.DataFrame:
-    "For each measure of the last layer: how many epochs after the network's SR it comes, and the verdict."
+    """For each measure of the last layer: how many epochs after the network's SR it comes, and the verdict,
+    corrected for as many as there are (ours)."""
     t = half_way(table)
     by = t.loc[t['layer'] == t['layer'].max()].pivot(index='seed', columns='measure', values='half')
     rows = []
+    found = {}
     for name in [n for n in MEASURES.values() if n in by and n != MEASURES['network_sr']]:
         after = (by[name] - by[MEASURES['network_sr']]).to_numpy(float)
-        v = judge_values(after[np.isfinite(after)], sign=-1)
-        rows.append(dict(measure=name, epochs_after=describe_effect(v), earlier=describe_answer(v)))
-    return pd.DataFrame(rows)
+        if np.isfinite(after).any(): found[name] = judge_values(after[np.isfinite(after)], sign=-1)
+    rows = [dict(measure=name, epochs_after=describe_effect(v), earlier=describe_answer(v))
+            for name, v in corrected(found).items()]
+    return pd.DataFrame(rows, columns=['measure', 'epochs_after', 'earlier'])
 
 def describe_dynamics(table: pd.DataFrame) -> str:
     "What a table was made with and what comes first, in one sentence."

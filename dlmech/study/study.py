@@ -20,7 +20,7 @@ from ..run import damaged, DlmechError, locked, progress, read_csv, write_csv
 # %% ../../nbs/05_study.ipynb #e973d1bd
 def _as_key(value: object) -> str:
     "The text by which two values of a key are the same, whether they were read from a file or not."
-    try: return f'{float(str(value)):g}'
+    try: return f'{float(str(value)):.15g}'
     except ValueError: return str(value)
 
 def key_of(row: dict, names: Sequence[str]) -> tuple[str, ...]:

@@ -246,7 +246,7 @@ def sweep_figure(table: pd.DataFrame, # of a sweep
     for i, column in ((1, 'n_clusters'), (1, 'cluster_size'), (2, 'noise'), (3, 'snr')):
         null_curve(axes[i], t, column)
     for ax in axes[[0, 1, 3]]: ax.set_ylim(bottom=0)
-    for ax, at in zip(axes, ('lower right', None, 'upper left', 'lower right')):
+    for ax, at in zip(axes, ('lower right', 'upper left', 'upper left', 'lower right')):
         named = dict(zip(*ax.get_legend_handles_labels()[::-1]))  # two nulls are one line of the legend
         if named: ax.legend(named.values(), named.keys(), fontsize=TEXT, frameon=False, loc=at)
     if title: fig.suptitle(title, fontsize=TEXT)
