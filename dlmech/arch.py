@@ -324,6 +324,16 @@ def weights_file(weights: str, arch: str) -> Path|None:
     raise ParameterError(f'weights: there is no file {path}; it may be pretrained, a .safetensors file, or '
                          'a .pth of a state dict')
 
+# %% ../nbs/01_arch.ipynb #35cb2e99
+def _built(arch: str, K: int, d: int, size: int, plan: str, weights: str,
+           tensors: Mapping[str, Tensor] # of the file of weights, {} if there is none
+          ) -> nn.Module:
+    "A network of that architecture, its weights drawn now, or torchvision's own."
+    if arch in PLANS: return VGG(plan_of(arch, plan), K, d, HIDDEN_FC.get(arch, ()), size)
+    if plan: raise ParameterError(f'plan: only the VGG family has one, {arch} has not')
+    if arch in SMALL_RESNETS: return SmallResNet(SMALL_RESNETS[arch], K, shortcut_in(tensors))
+    return pretrained_model(arch, K) if weights == 'pretrained' else torchvision_model(arch, K, size)
+
 # %% ../nbs/01_arch.ipynb #e0a1b2c7
 def get_model(arch: str, K: int,
               d: int = 64,       # filters in the first layer, for the VGG family
@@ -348,10 +358,7 @@ def get_model(arch: str, K: int,
     tensors, about = read_weights(path) if path else ({}, {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if arch in PLANS: net = VGG(plan_of(arch, plan), K, d, HIDDEN_FC.get(arch, ()), size)
-        elif plan: raise ParameterError(f'plan: only the VGG family has one, {arch} has not')
-        elif arch in SMALL_RESNETS: net = SmallResNet(SMALL_RESNETS[arch], K, shortcut_in(tensors))
-        else: net = pretrained_model(arch, K) if weights == 'pretrained' else torchvision_model(arch, K, size)
+        net = _built(arch, K, d, size, plan, weights, tensors)
     if path: put_weights(net, tensors, path)
     normal = read_normal(normal) or (NORMALS['imagenet'] if weights == 'pretrained' else normal_in(about))
     return translated(net, normal) if normal else net

@@ -321,8 +321,7 @@ class Batches(_Reading):
     takes, y (B,) int64.
 
     Bytes become [-1, 1], channels first; floats are what the set gives. `.numbers` says which images the last
-    batch is made of. Raises a `DlmechError` for labels beyond `K`, a `ParameterError` for what is
-    no data."""
+    batch is made of. Raises a `DlmechError` for labels beyond `K`, a `ParameterError` for no data."""
     def __init__(self,
                  data: Any,                # ImageSet, FileSet, torch Dataset, DataLoader, or (images, labels)
                  batch: int = 256,         # images a batch, where a DataLoader does not say it

@@ -603,6 +603,7 @@ def unit_heads(layer: LayerMeasurement, train: Any, test: Any, # labelled data
                      cross.reshape(C, s, m.K), _features(layer, batches, layer.path),
                      _features(layer, batches, path)[0], _best_penalty(flat, target, held))
 
+# %% ../nbs/03_causal.ipynb #8290e6ca
 def cooperation(layer: LayerMeasurement, train: Any, test: Any,     # labelled data, to solve and to score on
                 draws: int = 5, images: tuple[int, int] = (5000, 2000), seed: int = 0) -> pd.DataFrame:
     """The success rate of m random units kept together [ours], a row for each m and draw (m = 1: every unit):

@@ -501,8 +501,7 @@ def measure(model: nn.Module,              # a trained network; given back as it
     where it had another sum. Raises a `DlmechError` in one sentence for what cannot be measured.
 
         m = dlmech.measure(net, heads_on=data.train, fields_on=data.test)"""
-    given = heads if isinstance(heads, Heads) else None
-    kind = 'given' if given else check_heads(heads)
+    given, kind = (heads, 'given') if isinstance(heads, Heads) else (None, check_heads(heads))
     batch = (PAPER.batch if kind == 'paper' else 250) if batch is None else batch
     check_asked(model, layers=layers, batch=batch, threshold=threshold, seed=seed, largest_map=largest_map)
     if output is not None: model = answering_view(model, output)
