@@ -17,6 +17,7 @@ import argparse, base64, io, json, os, platform, subprocess, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np, pandas as pd
 from jinja2 import Template
@@ -99,7 +100,8 @@ class Results:
     about: dict[str, str]
     done: dict[str, dict] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    SAME = 'CPU', 'versions', 'sizes'   # what must be the same for a table to stand
+    # what must be the same for a table to stand
+    SAME = 'CPU', 'flags', 'GPU', 'threads', 'versions', 'sizes'
     def __post_init__(self):
         try: self.done = json.loads((self.out/'machine.json').read_text(encoding='utf-8'))['done']
         except (OSError, ValueError, KeyError): self.done = {}
@@ -200,15 +202,17 @@ def growth_figure(table: pd.DataFrame, x: str, y: list[str], by: list[str]):
 def ratio_figure(table: pd.DataFrame):
     "A bar for each ratio, its number beside it."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(7.2, .7 + .25*len(table)), layout='constrained')
+    texts = [c for c in table.columns if not pd.api.types.is_numeric_dtype(table[c])
+             and (len(table) == 1 or table[c].nunique() > 1)][:2]
+    names = [fill(', '.join(map(str, row)), 60) for row in table[texts].itertuples(index=False)]
+    lines = sum(name.count('\n') + 1 for name in names)
+    fig = Figure(figsize=(7.2, .7 + .1*len(table) + .15*lines), layout='constrained')
     ax, y = fig.subplots(), np.arange(len(table))[::-1]
     bars = ax.barh(y, table['ratio'] - 1, left=1, height=.6)
     ax.bar_label(bars, [f'{v:.3g}' if v < 1000 else f'{v:,.0f}' for v in table['ratio']], fontsize=TEXT,
                  padding=2)
     ax.axvline(1, color='k', lw=.8)
-    texts = [c for c in table.columns if not pd.api.types.is_numeric_dtype(table[c])
-             and (len(table) == 1 or table[c].nunique() > 1)][:2]
-    ax.set_yticks(y, table[texts].astype(str).agg(', '.join, axis=1).str.slice(0, 60) if texts else y)
+    ax.set_yticks(y, names if texts else y)
     ax.set(xscale='log')
     ax.margins(x=.15)
     ax.set_xlabel('ratio', fontsize=TEXT)

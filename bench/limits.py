@@ -186,7 +186,7 @@ def tables(quick: bool = False) -> dict[str, pd.DataFrame]:
     d, N, D, n = (4, 20, 64, 64) if quick else (64, 128, 2048, 1536)
     works = {'trunk pass, 13 layers': trunk_pass(d, N), 'phase 3 pass': phase3_pass(d, N),
              'exact head': solve(D, D), "repair's Gram sums": gram_sums(d, N),
-             'causal test': causal_test(max(4, d // 4), max(20, N // 4))}
+             f'causal test, d = {max(4, d // 4)}': causal_test(max(4, d // 4), max(20, N // 4))}
     limits = limits_table(works, n, 1 if quick else 3)
     start = pd.DataFrame([dict(what='import dlmech', cpu_s=import_seconds(), aim=.3)])
     where = describe_machine()

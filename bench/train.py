@@ -6,6 +6,7 @@ torch.compile, and the share of what a large matrix product reaches.
 All ways of a network take turns in one process, so the ratios hold where the seconds do not.
 """
 import argparse
+from itertools import product
 from pathlib import Path
 
 import pandas as pd, torch
@@ -15,13 +16,15 @@ from dlmech.pace import matrix_rate, measure_paces, Pace, PACES, training_flops
 from dlmech.run import write_csv
 
 
-def rows(net: str, batch: int, rates: dict[str, float], paces: list, repeats: int) -> pd.DataFrame:
+def rows(net: str, batch: int, rates: dict[tuple[str, int], float], paces: list, repeats: int
+         ) -> pd.DataFrame:
     "A network's paces for batches of that size."
     arch, d = net.split(':')
     model, device = get_model(arch, 10, int(d)), torch.device('cpu')
     t = measure_paces(model, batch, 32, 10, device, paces, repeats)
     flops = training_flops(model, 32, 10)
-    t['share_of_matrix_rate'] = flops * t.images_per_second / t.number.map(rates)
+    of = [rates[number, threads] for number, threads in zip(t.number, t.threads)]
+    t['share_of_matrix_rate'] = flops * t.images_per_second / of
     first = t.images_per_second.iloc[0]
     about = dict(network=f'{arch} d={d}', batch=batch, mflop=flops / 1e6)
     return t.assign(**about, ratio=t.images_per_second / first)
@@ -33,9 +36,12 @@ COLUMNS = ['network', 'batch', 'mflop', 'pace', 'images_per_second', 'ratio', 's
 def measure(nets: list[str], batches: list[int], repeats: int, compile: bool = False) -> pd.DataFrame:
     "The paces of all these networks, and batches, on this machine."
     graphs = [Pace(p.channels_last, p.number, True) for p in PACES if compile and not p.threads]
-    rates = {number: matrix_rate(number, torch.device('cpu')) for number in ('float32', 'bfloat16')}
-    told = ', '.join(f'{k}: {v/1e9:,.0f} GFLOP/s' for k, v in rates.items())
-    print(f'{told} ({torch.get_num_threads()} threads)')
+    rates = {}  # a pace of one thread is held against what one thread can do
+    for number, threads in product(('float32', 'bfloat16'), (0, 1)):
+        with Pace(threads=threads).threaded():
+            rates[number, threads] = matrix_rate(number, torch.device('cpu'))
+            told = f'{rates[number, threads] / 1e9:,.0f} GFLOP/s ({torch.get_num_threads()} threads)'
+        print(f'{number}: {told}', flush=True)
     parts = [rows(net, batch, rates, PACES + graphs, repeats) for net in nets for batch in batches]
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 

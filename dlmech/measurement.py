@@ -301,11 +301,13 @@ class Source:
     """A network and images that somebody gave. A fingerprint is made when it is asked for, once for each
     set: one that is augmented at random has another at every pass."""
     def __init__(self, net: nn.Module|None, images: Any, heads_on: Any = None, kept: dict|None = None,
-                 normal: Normal|None = None):     # how the network wants its colours, if it takes [0, 1]
+                 normal: Normal|None = None,      # how the network wants its colours, if it takes [0, 1]
+                 output: int|str|None = None):    # which of its answers
+        if output is not None and net is not None: net = answering_view(net, output)
         if normal and net is not None: net = translated_view(net, normal)
         if normal: images, heads_on = (d if d is None else UnitColours(d) for d in (images, heads_on))
         self.given, self.kept = dict(net=net, images=images, heads_on=heads_on), kept or {}
-        self.normal = normal
+        self.normal, self.output = normal, output
     def have(self, what: str) -> Any:
         "What was given of it. Raises a `DlmechError` if it was not."
         if self.given[what] is None:
@@ -390,6 +392,7 @@ def check_fields(m: Measurement, train=None, # the training images, where the me
 @contextmanager
 def on_device(net: nn.Module, device):
     "`net` on `device`; on leaving, it is where it was. Without a `device` it stays."
+    ranks()  # joins the others, where there are any, so that each has a GPU of its own
     was = next((t.device for t in [*net.parameters(), *net.buffers()]), torch.device('cpu'))
     device = was if device is None else get_device(device)
     try: yield (net if device == was else net.to(device)), device
@@ -504,8 +507,7 @@ def measure(model: nn.Module,              # a trained network; given back as it
     given, kind = (heads, 'given') if isinstance(heads, Heads) else (None, check_heads(heads))
     batch = (PAPER.batch if kind == 'paper' else 250) if batch is None else batch
     check_asked(model, layers=layers, batch=batch, threshold=threshold, seed=seed, largest_map=largest_map)
-    if output is not None: model = answering_view(model, output)
-    source = Source(model, fields_on, None if given else heads_on, normal=read_normal(normal))
+    source = Source(model, fields_on, None if given else heads_on, normal=read_normal(normal), output=output)
     with on_device(source.net, device) as (net, device), quietly(quiet):
         asked = Asked(kind, batch, seed, device, source.normal is not None)
         return _measured(net, heads_on, asked, source, (layers, given, largest_map), names, threshold)
@@ -592,6 +594,7 @@ def _save_in(folder: Path, m: Measurement) -> Path:
         normal = getattr(m.source, 'normal', None)
         about = dict(title=m.title, names=m.names, layers=m.paths, threshold=m.threshold) | roles
         if normal: about['normal'] = str(normal)
+        if (output := getattr(m.source, 'output', None)) is not None: about['output'] = output
         write_json(folder/'config.json', dict(format=FORMAT) | about | dict(versions=versions()))
     return folder
 
@@ -700,12 +703,15 @@ def _saved(folder: Path, config: dict, model: nn.Module|None, images: Any) -> Me
     roles = [r for r in ('fields_on', 'heads_on') if r in config]
     try: kept = {r: Fingerprint(config[r]['count'], tuple(config[r]['sketch'])) for r in roles}
     except (TypeError, KeyError): raise damaged(folder/'config.json', f'its {roles} cannot be read') from None
+    if not isinstance(output := config.get('output'), int|str|None):
+        raise damaged(folder/'config.json', 'its output is neither a number nor a name')
+    source = Source(model, images, kept=kept, normal=read_normal(config.get('normal')), output=output)
     table = read_csv(folder/'layers.csv')
     stores = _filed(folder, folder, table, len(config['names']))
-    return Measurement(table, stores, config['names'], config['layers'], config['threshold'],
-                       Source(model, images, kept=kept, normal=read_normal(config.get('normal'))),
+    return Measurement(table, stores, config['names'], config['layers'], config['threshold'], source,
                        config['title'])
 
+# %% ../nbs/03_measure.ipynb #6d0c9e21
 def command(config: dict) -> str:
     "The command that makes a run of that configuration."
     default, text = Parameters(), lambda v: ','.join(map(str, v)) if isinstance(v, list) else v

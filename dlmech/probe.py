@@ -508,10 +508,10 @@ def _dealt_heads(net: nn.Module, room: dict[str, int], shapes: dict[str, tuple[i
     units = agreed(lambda: _first_units(net, paths, x))
     kept = _own_maps(net, room, batches, copies, units, len(x))
     for first in range(0, len(paths), r.world):
-        turn, own = paths[first:first + r.world], None
-        for owner, p in enumerate(turn):
-            whole = _whole_maps(p, shapes[p], room[p], units[p], kept.pop(p, None), owner, x.device)
-            if whole is not None: own = solve_head(whole, K)
+        turn = paths[first:first + r.world]
+        wholes = [_whole_maps(p, shapes[p], room[p], units[p], kept.pop(p, None), owner, x.device)
+                  for owner, p in enumerate(turn)]  # before anyone solves: the ranks send to one another
+        own = next((solve_head(whole, K) for whole in wholes if whole is not None), None)
         said: list[Any] = gathered(own and (own.weight(own.paths[0]).cpu(), own.about))
         for p, (weight, about) in zip(turn, said): yield heads_of({p: weight.to(x.device)}, about)
 

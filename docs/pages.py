@@ -145,6 +145,10 @@ TIMES = {
     'times': (
         "The README's command",
         'Once installed; and again, when all is read from the folder.'),
+    'bench-phases': (
+        'The three phases',
+        "Each beside what it is held against, in turn; medians of the wall's clock, one thread, nothing else "
+        'running.'),
     'bench-limits': (
         "Near the machine's limits",
         'Operations and bytes that each work needs are counted while it runs; beside them the rates '
@@ -214,9 +218,35 @@ def benchmark(name: str, table: pd.DataFrame, drawn: bool) -> str:
     return '\n\n'.join(filter(None, (f'## {title}', text, f'*{said}*' * bool(said), picture, shown)))
 
 
+REFERENCES = 'matrix product', 'convolution', 'copy'  # of the table of limits: what works are held against
+
+
+def aims(tables: dict[str, pd.DataFrame]) -> str:
+    "What was aimed at, and what came of it, from these tables."
+    by = {name: t.set_index('what') for name, t in tables.items() if 'what' in t and t.what.is_unique}
+    asked: list[tuple[str, float, float, bool]] = []  # what, aim, measured, whether at least the aim
+    if (t := by.get('bench-peers-phase3')) is not None:
+        asked += [('phase 3 of all layers, as a multiple of a bare forward pass', 1.1,
+                   1 / t.ratio['bare forward pass'], False),
+                  ('phase 3 against captum, times as fast', 1000, t.ratio['captum'], True),
+                  ('phase 3 against the published shape, times as fast', 50,
+                   t.ratio['published shape'], True)]
+    if (t := by.get('bench-peers-heads')) is not None:
+        same = t.filter(like='tol=1e-6', axis=0)  # as good as ours: see the table of losses
+        asked += [(f'exact heads against {same.index[0]}, times as fast', 10, same.ratio.iloc[0], True)]
+    if (t := by.get('bench-limits')) is not None:
+        asked += [(f'{what}, as a share of the rate of a matrix product of its type', .6, share, True)
+                  for what, share in t.share_of_matrix_rate.items() if not str(what).startswith(REFERENCES)]
+    met = lambda aim, now, least: 'met' if (now >= aim if least else now <= aim) else 'missed'
+    rows = [dict(what=what, aim=f'{"at least" if least else "at most"} {aim:,g}', measured=now,
+                 result=met(aim, now, least)) for what, aim, now, least in asked]
+    return f'## Aims\n\n{as_table(pd.DataFrame(rows))}' if rows else ''
+
+
 def benchmarks(drawn: dict[str, bytes]) -> str:
-    "What was measured in time and memory: every table as its script left it."
-    return '\n\n'.join(benchmark(name, t, name in drawn) for name, t in time_tables().items())
+    "What was aimed at, and what was measured in time and memory: every table as its script left it."
+    tables = time_tables()
+    return '\n\n'.join([aims(tables), *(benchmark(name, t, name in drawn) for name, t in tables.items())])
 
 
 def faults() -> str:

@@ -40,18 +40,21 @@ from dlmech.study.compare import (Calibrated, cut_study, dilution_study, end_stu
                                   removal_study, repair_study, RULES, scratch_study, Subject, TABLES)
 from dlmech.study.study import Study
 
-LAYERS = {'vgg16-cifar10-d16': [8, 9, 10, 11, 12, 13], 'vgg6-cifar10': [4, 5]}  # of which filters go
+APART = [f'vgg6-cifar10-d64-fast-seed{n}' for n in (1, 2)]  # trained apart from vgg6-cifar10, which is seed 0
+LAYERS = {'vgg16-cifar10-d16': [8, 9, 10, 11, 12, 13],
+          **dict.fromkeys(['vgg6-cifar10', *APART], [4, 5])}  # of which filters go
 INNER = [[f'layer3.{block}.{bn}' for block in (6, 7, 8)] for bn in ('bn1', 'bn2')]
 # whose kernels go: its name among those of the claims, and from which layers to which
 KERNELS_OF = {'vgg6-cifar10': ('vgg6', '4 to 5', ['layers.4', 'layers.5'], []),
               'vgg16-cifar10-d16': ('vgg16-narrow', '12 to 13', ['layers.12', 'layers.13'], []),
               'vgg16-cifar10-d64': ('vgg16', '12 to 13', ['layers.12', 'layers.13'], []),
+              'vgg16-cifar100-d64': ('vgg16-cifar100', '12 to 13', ['layers.12', 'layers.13'], []),
               'resnet56-cifar100': ('resnet56-cifar100', 'inside the last blocks', *INNER)}
 MACS = [('multiply-adds', left) for left in (.7, .6, .5)]
 HALF = [('filters', .5)]
 CUT = {'vgg16-cifar10-d64': [('8 to 13', range(8, 14), HALF), ('all', range(1, 14), MACS)],
        'vgg16-cifar10-d16': [('8 to 13', range(8, 14), HALF), ('all', range(1, 14), MACS)],
-       'vgg6-cifar10': [('4, 5', (4, 5), HALF), ('all', range(1, 6), MACS)],
+       **dict.fromkeys(['vgg6-cifar10', *APART], [('4, 5', (4, 5), HALF), ('all', range(1, 6), MACS)]),
        'resnet56-cifar10': [('inside blocks', range(9), MACS[:1])],
        'resnet56-cifar100': [('inside blocks', range(9), MACS[:1])]}
 

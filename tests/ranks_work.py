@@ -16,7 +16,9 @@ from dlmech.causal import causal, cooperation
 from dlmech.model import get_recipe, success_rate, train, train_or_load
 from dlmech.probe import PAPER, train_heads
 from dlmech.ranks import agreed, alone, gathered, ranks
-from dlmech.run import write_csv, write_json, write_tensors
+from dlmech.run import read_tensors, write_csv, write_json, write_tensors
+from dlmech.study.controls import start_control
+from dlmech.study.dynamics import snapshots
 from helpers import blobs, linked_net, small_net, TINY
 
 RUN = dict(TINY, labels=[0, 3, 7], layer=5)
@@ -66,6 +68,20 @@ def keep_and_retrain() -> dict[str, torch.Tensor]:
     return found | {'cooperation': torch.tensor(kept.to_numpy()), 'retrained-mask': d.masks['8']}
 
 
+def controls_and_looks(folder: Path) -> dict[str, torch.Tensor]:
+    "A control that learns by heart, a network looked at before and after it learned, and a pruned one."
+    places = RUN | dict(runs=str(folder/'more'))
+    control = start_control('shuffled', shown=20, **places)
+    looks = snapshots(dlmech.start(**places | dict(epochs=1)), (0, 1))
+    net, (x, y) = linked_net()
+    m = dlmech.measure(net, (x, y), (x, y), layers=['3', '6'])
+    small, _ = dlmech.prune(net, m, (x, y), keep='1000 ms')  # each rank's clock says something else
+    found = {f'control-{k}': v for k, v in read_tensors(control.file('model.safetensors'))[0].items()}
+    found |= {f'untrained-{k}': v for k, v in read_tensors(looks[0])[0].items()}
+    agreed(lambda: looks[1].stat())
+    return found | {f'pruned-{k}': v for k, v in small.state_dict().items()}
+
+
 def sentence(f: Callable) -> str:
     "What `f` ends with."
     try: return str(f())
@@ -91,6 +107,7 @@ def main(folder: Path, brief: bool = False):
     run = dlmech.start(**RUN, runs=str(folder/'runs'))
     causal(dlmech.measure_run(run, [4, 5])[4], n=60)
     found = in_memory() | keep_and_retrain() | ({} if brief else train_and_repair(folder, run.data))
+    found |= {} if brief else controls_and_looks(folder)
     if ranks().several:
         told = said()
         agreed(lambda: write_json(folder/'said.json', told))

@@ -200,3 +200,16 @@ def test_a_norm_with_its_activation_is_followed_and_cut():
     assert small[0].weight.shape[0] == small[1].num_features == small[2].weight.shape[1] == 3
     assert isinstance(small[1].act, nn.ReLU)
     with torch.no_grad(): assert torch.allclose(small(x), d.net(x), atol=1e-5)
+
+
+def test_a_batchnorm_of_a_flattened_map_is_cut_with_the_places_of_its_filters():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 2))
+    net.eval()
+    net[3].running_mean.normal_()
+    with torch.no_grad(): net[4].weight.view(2, 4, 9)[:, [1, 2]] = 0
+    x = torch.randn(6, 3, 5, 5)
+    small, cut = cut_out(net, x)
+    assert cut.kept.tolist() == [2]
+    assert small[3].num_features == 18
+    with torch.no_grad(): torch.testing.assert_close(small(x), net(x))

@@ -1,6 +1,6 @@
 """What users of this ecosystem have: networks of timm and transformers measured, a training followed in
 TensorBoard and Weights & Biases. Against the real libraries, offline; a missing one is skipped and said."""
-import os
+import os, re
 
 import pytest, torch
 from torchvision.transforms import v2
@@ -112,6 +112,14 @@ def test_callbacks_hear_only_of_what_is_trained_now(tmp_path):
     assert heard[0][1] == sorted(read_csv(run.file('train.csv')))
     train_or_load(run, [hear])
     assert len(heard) == 2
+
+
+def test_the_log_says_when_a_training_will_be_over(tmp_path, caplog):
+    run = start(**TINY | dict(epochs=2, labels='0,1'), runs=str(tmp_path))
+    with caplog.at_level('INFO', 'dlmech'): train_or_load(run)
+    first, last = [m for m in caplog.messages if m.startswith('phase 1: epoch')]
+    assert re.search(r'1 to go, until about \w{3} \d\d:\d\d$', first)
+    assert 'until' not in last
 
 
 def test_a_callback_that_fails_leaves_the_epoch_before_it(tmp_path):

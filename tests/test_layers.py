@@ -16,7 +16,7 @@ from dlmech.filter import fields, label_means
 from dlmech.layers import answer_of, blocks_in, find_layers, hooked, LayerName, traced, width_of
 from dlmech.look.views import get_image, image_input, layer_maps, uploaded
 from dlmech.model import success_rate
-from dlmech.run import DlmechError, generator, ParameterError, RESULTS
+from dlmech.run import DlmechError, generator, ParameterError, read_json, RESULTS, write_json
 from dlmech.silence import answers, only
 from dlmech.trunk import readable, Trunk
 from helpers import blobs, same_state, small_net, state
@@ -155,7 +155,7 @@ class Features(nn.Module):
         return self.fc(out), out
 
 
-def test_which_of_several_answers_is_kept_for_whoever_asks_later():
+def test_which_of_several_answers_is_kept_for_whoever_asks_later(tmp_path):
     net, data = Features(), (blobs(80, 4), blobs(40, 4, 1))
     with pytest.raises(DlmechError, match=r'several \(B, K\) tensors, K = 4, 7; name the one of the labels'):
         dlmech.measure(net, *data, layers=['net.5'], heads='ridge')
@@ -165,6 +165,13 @@ def test_which_of_several_answers_is_kept_for_whoever_asks_later():
     assert torch.equal(m[m.paths[-1]].fields, alone['5'].fields)
     pd.testing.assert_series_equal(causal(m['net.5'], n=20).auc_zero, causal(alone['5'], n=20).auc_zero)
     assert len(net(data[0][0])) == 2
+    again = dlmech.open(m.save(tmp_path/'m'), net, data[1])  # the folder knows it too
+    alone = dlmech.open(alone.save(tmp_path/'alone'), net.net, data[1])
+    pd.testing.assert_series_equal(causal(again['net.5'], n=20).auc_zero, causal(alone['5'], n=20).auc_zero)
+    config = read_json(tmp_path/'m'/'config.json')
+    write_json(tmp_path/'m'/'config.json', config | dict(output=[1]))
+    with pytest.raises(DlmechError, match='its output is neither a number nor a name'):
+        dlmech.open(tmp_path/'m', net, data[1])
 
 
 def test_a_dict_of_outputs_has_a_success_rate_and_answers():

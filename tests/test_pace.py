@@ -95,6 +95,9 @@ def test_large_weights_lie_beside_the_package(tmp_path, monkeypatch):
     name = run.path.name
     assert zoo_weights(name) == tmp_path/'large'/f'{name}.safetensors'
     assert model.zoo().loc[name, 'sha256'] == stated['sha256']
+    assert model.zoo().aim.isna()[name]
+    monkeypatch.setitem(model.AIMS, ('vgg6', 'digits', 2), .9)
+    assert model.zoo().aim[name] == .9
     net = model.load(name)
     assert success_rate(net, Batches(run.data.test)) == stated['test_success_rate']
     (tmp_path/'large'/f'{name}.safetensors').unlink()

@@ -1,7 +1,7 @@
 "One call from a measurement to a smaller network: its steps, the network as it was, bad input refused."
 import copy
 
-import pytest, torch
+import pytest, timm, torch, torchvision
 from torch import nn
 
 import dlmech
@@ -278,3 +278,63 @@ def test_tied_weights_are_left_whole():
     assert table.kept.tolist()[:2] == [8, 8]
     assert all(table.left_whole[:2] != '')
     assert small[3].weight.shape == (8, 8)
+
+
+def test_a_default_measurement_of_a_resnet_says_how_layers_within_blocks_are_found():
+    net, train = torchvision.models.resnet18(num_classes=4).eval(), blobs(40, 4)
+    with pytest.raises(DlmechError, match=r"nothing can be removed: .*; measure\(…, layers='all'\) finds"):
+        dlmech.prune(net, dlmech.measure(net, train, fields_on=train, heads='ridge'), train)
+    paths = ['layer1.0.bn1', 'layer2.0.bn1']
+    every = dlmech.measure(net, train, fields_on=train, layers=paths, heads='ridge')
+    small, table = dlmech.prune(net, every, train, keep=.5)
+    assert table.kept.iloc[-1] == round(.5 * table.filters.iloc[-1])
+    assert small(train[0][:2]).shape == (2, 4)
+
+
+def test_a_timm_network_with_depthwise_layers_is_pruned_and_kept_to_its_budget():
+    net, train = timm.create_model('mobilenetv2_050', num_classes=4).eval(), blobs(40, 4)
+    paths = [f'blocks.{i}.{j}.bn1' for i, j in ((1, 1), (2, 1), (3, 1))]
+    m = dlmech.measure(net, train, fields_on=train, layers=paths, heads='ridge')
+    whole = macs(net, train[0])
+    small, table = dlmech.prune(net, m, train, keep=int(.95 * whole))
+    assert .93 * whole < macs(small, train[0]) <= .95 * whole
+    assert table.macs_after.iloc[-1] == macs(small, train[0])
+
+
+def test_an_fc_layer_that_is_merged_is_left_whole():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    train = blobs(80, 4)
+    m = dlmech.measure(net, train, fields_on=train, layers=['1', '4'], heads='ridge')
+    _, table = dlmech.prune(net, m, train, keep=.5)
+    assert table.left_whole[1] == '4 is one with the FC layer behind it and has no filters of its own'
+    with pytest.raises(DlmechError, match='is one with the FC layer behind it'):
+        dlmech.prune(net, m, train, layers=['4'])
+
+
+def test_filters_that_an_fc_layer_reads_at_several_positions_are_refused_in_a_sentence():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 4)
+        def forward(self, x):
+            x = self.a(x.flatten(2).transpose(1, 2)).relu()
+            return self.c(self.b(x).relu().mean(1))
+    net, train = Tokens().eval(), blobs(40, 4)
+    m = dlmech.measure(net, train, fields_on=train, layers=['a'], heads='ridge')
+    with pytest.raises(DlmechError, match=r'^layers: b reads \(256, 6\) of each image; only filters'):
+        dlmech.prune(net, m, train)
+
+
+def test_a_network_that_answers_with_a_dict_is_pruned():
+    class Named(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+        def forward(self, x): return dict(logits=self.net(x))
+    net, train = linked_net()
+    named = Named(net).eval()
+    m = dlmech.measure(named, train, fields_on=train, layers=['net.3', 'net.6'])
+    small, _ = dlmech.prune(named, m, train, layers=['net.3'])
+    assert small(train[0])['logits'].shape == (120, 4)

@@ -96,6 +96,15 @@ def test_a_repair_is_the_same(worlds):
     assert max(relative(one[k], two[k]) for k in weights) < 1e-6
 
 
+def test_controls_looks_and_a_latency_are_made_once_for_all(worlds):
+    "The first rank trains a control and takes the time; nobody waits for a lock that another rank holds."
+    one, two = (load_file(worlds/str(n)/'found.safetensors') for n in (1, 2))
+    for kind in ('control', 'untrained', 'pruned'):
+        own = [k for k in one if k.startswith(kind) and one[k].is_floating_point()]
+        assert len(own) > 5
+        assert max(relative(one[k], two[k]) for k in own) < 1e-6, kind
+
+
 @pytest.mark.parametrize('world', LAUNCHERS)
 def test_units_kept_and_a_retraining_under_masks_are_the_same(worlds, world):
     one, several = (load_file(worlds/str(n)/'found.safetensors') for n in (1, world))

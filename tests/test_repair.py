@@ -305,3 +305,99 @@ def test_what_cannot_be_repaired_is_refused(known):
         repair(grouped, d, train)
     with pytest.raises(ParameterError, match="masks: there is no '77'"):
         repair(net, Diluted(net, {'77': torch.ones(1).bool()}), train)
+
+
+class Block(nn.Module):
+    "A residual block whose shortcut is computed before its reader or, as torchvision's are, after it."
+    def __init__(self, last: bool):
+        super().__init__()
+        self.a, self.down = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.b, self.c = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+        self.drop, self.last = nn.Dropout(.5), last
+    def forward(self, x):
+        x = self.a(x).relu()
+        if self.last: return self.drop(self.c(self.b(x).relu())) + self.down(x)
+        down = self.down(x)
+        return down + self.drop(self.c(self.b(x).relu()))
+
+
+def test_a_shortcut_that_is_computed_last_is_a_stream_too():
+    torch.manual_seed(0)
+    first, x = Block(False).eval(), torch.randn(60, 4, 6, 6)
+    last = Block(True).eval()
+    last.load_state_dict(first.state_dict())
+    masks = by_filter(first, 'a', every_second(4)) | by_filter(first, 'c', every_second(6))
+    fixed = [repair_on(net, masked(net, masks), [labelled(x)], [labelled(x)]) for net in (first, last)]
+    for a, b in zip(*(f.net.state_dict().values() for f in fixed)): torch.testing.assert_close(a, b)
+    both = masks | by_filter(first, 'down', every_second(8))  # another reader: each in its turn
+    fixed = [repair_on(net, masked(net, both), [labelled(x)], [labelled(x)]) for net in (first, last)]
+    assert [list(f.table.reader) for f in fixed] == [['a', 'down', 'c'], ['a', 'c', 'down']]
+
+
+def test_rows_that_do_not_fit_in_memory_are_summed_a_few_images_at_a_time(monkeypatch):
+    net, (x, y) = linked_net()
+    d = masked(net, by_filter(net, '4', every_second(8)))
+    monkeypatch.setattr('dlmech.pruning.repair.ROWS', 700)
+    want = repair_on(net, d, [(x, y)], [(x, y)], whole=True).net[4].weight
+    monkeypatch.setattr('dlmech.pruning.repair.ROW_BYTES', 1)  # one image
+    torch.testing.assert_close(repair_on(net, d, [(x, y)], [(x, y)], whole=True).net[4].weight, want)
+
+
+def test_afcc_to_the_outputs_of_merged_fc_layers_can_be_repaired():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                        nn.Flatten(), nn.Linear(8, 5), nn.Dropout(), nn.Linear(5, 4)).eval()
+    images = blobs(80, 4)
+    m = dlmech.measure(net, images, images, layers=['2'])
+    labels = {'2': torch.arange(8)[:, None] % 4 == torch.arange(4)}
+    d = dlmech.dilute(net, m, ['2', 'output'], epochs=0, labels=labels)
+    fixed = repair(net, d, images)
+    assert (fixed.net.get_submodule('7').weight[~d.masks['7']] == 0).all()
+    assert fixed.table.lost.iloc[0] < 1
+    with pytest.raises(DlmechError, match='its masks are of another network'):
+        repair(nn.Sequential(*[nn.Identity()]*7, nn.Linear(9, 2)), d, images)
+
+
+def test_edges_are_as_the_convolution_pads_them():
+    "Reflected edges: the least squares of what the convolution really makes."
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 4, 3, padding=1, padding_mode='reflect', bias=False)
+    net, x = nn.Sequential(nn.Conv2d(3, 6, 1), conv).eval(), torch.randn(50, 3, 5, 5)
+    d = masked(net, by_filter(net, '1', every_second(6)))
+    fixed = repair_on(net, d, [labelled(x)], [labelled(x)], penalty=1e-9, bias=False).net
+    with torch.no_grad():
+        given, out = net[0](x), net(x)
+        rows = F.unfold(F.pad(given, [1] * 4, mode='reflect'), 3).transpose(1, 2).reshape(-1, 6, 9)
+        rows = rows[:, ::2].flatten(1)
+        best = torch.linalg.lstsq(rows, out.flatten(2).transpose(1, 2).reshape(-1, 4)).solution
+    torch.testing.assert_close(fixed[1].weight[:, ::2].flatten(1).T, best, atol=1e-3, rtol=1e-3)
+
+
+def test_a_network_with_a_second_input_is_repaired_with_it_as_it_is_by_default():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        def forward(self, x, scale=2.): return self.b(self.a(x).relu() * scale)
+    net, (x, y) = Two().eval(), blobs(40, 4)
+    fixed = repair_on(net, masked(net, by_filter(net, 'b', every_second(6))), [(x, y)], [(x, y)])
+    assert fixed.table.lost.iloc[0] < 1
+
+
+def test_a_label_with_few_images_is_drawn_too():
+    x, y = torch.randn(1000, 3, 4, 4), torch.zeros(1000).long()
+    y[17] = 1
+    for seed in range(3):
+        drawn = draw_images((x, y), 20, seed)
+        labels = torch.cat([b for _, b in Batches(drawn, 20)])
+        assert labels.bincount().tolist() == [19, 1]
+
+
+def test_a_convolution_that_pads_in_its_own_way_is_repaired_by_channel():
+    class Wide(nn.Conv2d):
+        def forward(self, x): return super().forward(F.pad(x, [2] * 4))
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Wide(6, 4, 3)).eval(), torch.randn(40, 3, 8, 8)
+    fixed = repair_on(net, masked(net, by_filter(net, '2', every_second(6))), [labelled(x)], [labelled(x)])
+    assert not fixed.table.whole.iloc[0]
+    assert fixed.table.lost.iloc[0] < 1

@@ -10,7 +10,7 @@ from dlmech.batches import Batches
 from dlmech.filter import find_clusters, normalised
 from dlmech.pruning.compact import cut_out
 from dlmech.pruning.scores import (joint_field, keep_top, keep_top_filters, keep_top_n, KERNELS, label_signal,
-                                   magnitude_masks, remove, SCORES, split, unit_stats)
+                                   magnitude_masks, remove, SAMPLE, SCORES, split, unit_stats)
 from dlmech.run import DlmechError, ParameterError
 from helpers import blobs, linked_net
 
@@ -37,6 +37,38 @@ def test_unit_stats_are_those_of_brute_force(measured_net):
         at = slice(4*f, 4*f+4)
         out = (means - means.mean(0))[:, at] @ W[:, at].T                                      # (K, G)
         assert torch.allclose(signal[:, f].float(), out.pow(2).sum(0), rtol=1e-3, atol=1e-9)
+
+
+class Block(nn.Module):
+    "A residual block, whose last convolution makes what a BatchNorm multiplies before it is added."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3), nn.Linear(3, 4)
+        self.bn = nn.BatchNorm2d(3)
+    def forward(self, x):
+        x = x[:, :, 1:-1, 1:-1] + self.bn(self.b(self.a(x).relu()))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_the_gain_behind_the_last_layer_of_a_residual_block_counts():
+    torch.manual_seed(0)
+    net, (x, y) = Block().eval(), blobs(40, 4)
+    net.bn.running_var.copy_(torch.tensor([1., 4., 9.]))
+    with torch.no_grad(): net.bn.weight.copy_(torch.tensor([-2., 1., 0.]))
+    found = dlmech.measure(net, (x, y), (x, y), layers=['a'])
+    stats = unit_stats(net, found, ['a'], [(x, y)])['a']
+    assert torch.allclose(stats.reader_gain, torch.tensor([2., .5, 0.]), atol=1e-4)
+    assert (label_signal(stats)[2] == 0).all()
+
+
+@pytest.mark.parametrize('layer, positions', [('3', 16), ('6', 1)])
+def test_a_sample_has_its_rows_whatever_the_positions_of_the_reader(measured_net, layer, positions):
+    "At most ten of an image; an FC layer has one row an image."
+    net, found, (x, y) = measured_net
+    x, y = x.repeat(25, 1, 1, 1), y.repeat(25)
+    batches = list(zip(x.split(250), y.split(250)))
+    sample = unit_stats(net, found, [layer], batches)[layer].sample
+    assert SAMPLE <= len(sample) < SAMPLE + len(batches)
 
 
 def test_the_joint_field_lets_go_what_leaves_least_missing_among_what_stays(measured_net):

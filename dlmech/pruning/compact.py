@@ -124,8 +124,9 @@ def select(net: nn.Module, link: Link, index: Tensor # (f,) numbers of filters t
                                         None if source.bias is None else source.bias[index]))
     columns = (index[:, None] * link.spread + torch.arange(link.spread, device=index.device)).flatten()
     put(net, link.target, _with_weights(target, target.weight[:, columns], target.bias))
-    for p in link.between:
-        if p in modules: put(net, p, _norm_with(modules[p], index))
+    for p in [p for p in link.between if p in modules]:
+        wide = isinstance(modules[p], NORMS) and modules[p].num_features > len(source.weight)  # of a flat map
+        put(net, p, _norm_with(modules[p], columns if wide else index))
 
 # %% ../../nbs/04_compact.ipynb #5c7b9360
 @torch.no_grad()

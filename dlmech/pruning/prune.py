@@ -21,14 +21,24 @@ from ..measurement import Measurement, split_off
 from ..model import success_rate
 from .afcc import check_measurement
 from .compact import cut_out, macs_by_layer, median_seconds, parameters_of
-from .links import by_filter, graph_of, merged, modules_of, reader_of
-from .repair import (calibration_batches, draw_images, repair_by_labels, repair_on,
-                                   what_follows)
+from .links import added_to, by_filter, graph_of, merged, modules_of, reader_of
+from .repair import calibration_batches, draw_images, repair_by_labels, repair_on
 from .scores import (given_products, keep_top_filters, removal_path, remove, Score, SCORES,
                                    unit_stats, UnitStats)
+from ..ranks import agreed
 from ..run import check_flag, check_kind, DlmechError, one_of, ParameterError, shown
 
 # %% ../../nbs/04_prune.ipynb #e1c54a05
+def _source_of(net: nn.Module, path: str) -> str:
+    "The module that makes a measured layer's filters. Raises a `DlmechError` if they cannot be removed."
+    modules = modules_of(net)
+    if isinstance(modules.get(module_path(path)[0]), nn.Identity):
+        raise DlmechError(f'layers: {path} is one with the FC layer behind it and has no filters of its own')
+    link = reader_of(net, path)
+    if isinstance(modules[link.target], (nn.Conv2d, nn.Linear)): return link.source
+    raise DlmechError(f'layers: {link.target}, which reads the filters of {path}, is neither a '
+                      'two-dimensional convolution nor an FC layer')
+
 def _removable(net: nn.Module, m: Measurement,
                layers: list|None # numbers or module paths; None: all that were measured
               ) -> tuple[dict[str, str], dict[str, str]]:
@@ -38,7 +48,7 @@ def _removable(net: nn.Module, m: Measurement,
     made_by, whole = {}, {}
     for n in m.parts if layers is None else sorted({m.number(layer) for layer in layers}):
         path = m[n].path
-        try: source = reader_of(net, path).source
+        try: source = _source_of(net, path)
         except DlmechError as e:
             if layers is not None: raise
             whole[path] = str(e).removeprefix('layers: ')
@@ -46,7 +56,9 @@ def _removable(net: nn.Module, m: Measurement,
             if source in made_by.values(): whole[path] = f'the filters of {source} are there already'
             else: made_by[path] = source
     if made_by: return made_by, whole
-    raise DlmechError(f'layers: nothing can be removed: {next(iter(whole.values()), "no layer is named")}')
+    hint = '' if layers is not None else "; measure(…, layers='all') finds the layers within blocks too"
+    why = next(iter(whole.values()), 'no layer is named')
+    raise DlmechError(f'layers: nothing can be removed: {why}{hint}')
 
 # %% ../../nbs/04_prune.ipynb #59326ca0
 @dataclass
@@ -70,15 +82,18 @@ def read_keep(keep: Any) -> Budget:
 # %% ../../nbs/04_prune.ipynb #f9414fca
 def macs_left(macs: dict[str, int], stats_of: dict[str, UnitStats], kept: dict[str, int]) -> float:
     "The network's multiply-adds with so many filters of each layer left, from those by layer (ours)."
-    share = lambda end, path: [kept[p] / len(s) for p, s in stats_of.items() if getattr(s.link, end) == path]
-    return sum(n * math.prod(share('source', path) + share('target', path)) for path, n in macs.items())
+    def left(path: str) -> float: # of a layer, through its filters, those it reads, or those it passes on
+        at = [kept[p] / len(s) for p, s in stats_of.items()
+              for end in (s.link.source, s.link.target, *s.link.between) if end == path]
+        return math.prod(at)
+    return sum(n * left(path) for path, n in macs.items())
 
 # %% ../../nbs/04_prune.ipynb #557b6d0a
 def repaired_weight(stats: UnitStats, gone: Tensor, # numbers of filters
                     penalty: float = 1e-3) -> Tensor: # of the shape of the reader's weight
     "The reader's weights without some filters, those of the others repaired channel by channel."
     gram, there = given_products(stats)[0], torch.ones(len(stats), dtype=torch.bool)
-    there[gone] = False
+    there[gone.cpu()] = False
     gram = gram + penalty * gram.diagonal().mean().clamp(min=1e-9) * torch.eye(len(gram)).to(gram)
     weight = by_filter(stats.reader, stats.link).double()                           # (G, C, r)
     share = torch.linalg.solve(gram[there][:, there], gram[there][:, ~there])       # (kept, gone)
@@ -114,7 +129,7 @@ def adds_to_streams(net: nn.Module, stats_of: dict[str, UnitStats]) -> bool:
     "Whether what a reader of these layers makes is added to something else."
     modules, readers = modules_of(net), {stats.link.target for stats in stats_of.values()}
     calls = [n for n in graph_of(net).nodes if n.op == 'call_module' and n.target in readers]
-    return any(what_follows(n, modules)[1] is not None for n in calls)
+    return any(added_to(n, modules) is not None for n in calls)
 
 # %% ../../nbs/04_prune.ipynb #6273da83
 def _curve(stats: UnitStats, order: Tensor, changes: list[tuple[int, float]] # of `answer_changes`
@@ -300,7 +315,7 @@ def _pruned(net, m, data, budget, layers, rank, method, score_on, even, images, 
     stats_of = unit_stats(one, m, list(made_by), batches)
     sets = calibration_batches(drawn, None, device, seed)
     x = probe_images(sets[1])
-    keep = kept_filters(one, stats_of, rank, budget, even, x)
+    keep = agreed(lambda: kept_filters(one, stats_of, rank, budget, even, x))  # one clock, one choice
     small, _ = cut_out(remove_and_repair(one, stats_of, keep, method, sets), x[:8])
     table = _table(net, small, m, x[:8], made_by, whole)
     unseen = Batches(draw_images(held, 10_000, seed), 250, device, K=m.K)

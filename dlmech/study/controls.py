@@ -28,7 +28,8 @@ from ..model import (answer_loss, load_checkpoint, lr_factor, new_model, optimiz
                           save_checkpoint, start, success_rate, train_epoch)
 from ..null import measure_fields
 from ..probe import heads_for
-from ..run import (base, check_int, check_parameters, generator, locked, one_of, ParameterError,
+from ..ranks import agreed, held
+from ..run import (base, check_int, check_parameters, generator, one_of, ParameterError,
                         Parameters, progress, read_csv, read_json, Run, run_name, write_csv, write_json,
                         write_tensors)
 from ..stats import corrected, describe_answer, describe_effect, slopes, trend, Verdict, with_controls
@@ -94,13 +95,7 @@ def start_control(network: str,      # trained, untrained, or shuffled: shuffled
     path = run.file('model.safetensors')
     if run.params.weights:
         raise ParameterError(f'weights: a network that is {network} draws its own; leave it empty')
-    with locked(run.path):
-        if not path.exists():
-            net = new_model(run.params, run.data.K).to(run.device)
-            about = _prepare(net, network, run, shown)
-            write_json(run.file('control.json'), about)
-            write_tensors(path, net.state_dict())
-            run.file('checkpoint.safetensors').unlink(missing_ok=True)
+    with held(run.path): agreed(lambda: path.exists() or _make(network, run, shown))
     return run
 
 # %% ../../nbs/05_controls.ipynb #9a2c0004
@@ -113,6 +108,13 @@ def _prepare(net: nn.Module, network: str, run: Run, shown: int) -> dict:
                     learned=memorise(net, images, run.device, p.seed, run.path))
     warm_up(net, Batches(run.data.train, 128, run.device, shuffle=True, seed=p.seed))
     return dict(network=network)
+
+def _make(network: str, run: Run, shown: int) -> None:
+    "The control's network in the run's folder; of several processes the first makes it by itself."
+    net = new_model(run.params, run.data.K).to(run.device)
+    write_json(run.file('control.json'), _prepare(net, network, run, shown))
+    write_tensors(run.file('model.safetensors'), net.state_dict())
+    run.file('checkpoint.safetensors').unlink(missing_ok=True)
 
 def learned_by(run: Run) -> float:
     "The success rate on the images that were trained on, with the labels that were given; NaN: none were."

@@ -9,6 +9,7 @@ __all__ = ['EPOCHS', 'MEASURES', 'snapshots', 'epoch_rows', 'measure_dynamics', 
 # %% ../../nbs/05_dynamics.ipynb #eef03ffd
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,8 @@ from ..batches import Batches
 from ..causal import causal
 from ..measurement import measure_run
 from ..model import get_recipe, new_model, start, success_rate, train, train_or_load
-from ..run import locked, read_csv, Run, write_tensors
+from ..ranks import agreed, held
+from ..run import read_csv, Run, write_tensors
 from ..stats import corrected, describe_answer, describe_effect, judge_values
 from .claims import claim_rows
 from .controls import warm_up
@@ -34,13 +36,14 @@ def snapshots(run: Run,               # of a network that is trained here
     "The network after each of these epochs, in the run's folder; trained if need be, which may take hours."
     files = {n: run.file(f'epoch-{n}.safetensors') for n in epochs}
     p, r = run.params, get_recipe(run.params.recipe, run.params.arch, run.data, run.params.epochs)
-    with locked(run.path):
-        if not all(f.exists() for f in files.values()):
-            net = new_model(p, run.data.K).to(run.device)
-            if 0 in files:
-                warm_up(net, Batches(run.data.train, r.batch, run.device, shuffle=True, seed=p.seed))
-                write_tensors(files[0], net.state_dict())
-                net = new_model(p, run.data.K)
+    def untrained() -> None:
+        net = new_model(p, run.data.K).to(run.device)
+        warm_up(net, Batches(run.data.train, r.batch, run.device, shuffle=True, seed=p.seed))
+        write_tensors(files[0], net.state_dict())
+    with held(run.path):
+        if not agreed(lambda: all(f.exists() for f in files.values())):
+            if 0 in files: agreed(untrained)
+            net = new_model(p, run.data.K)
             train(net, run.data, r, run.device, p.seed, run.path, keep=[n for n in epochs if n])
     return files
 
@@ -62,15 +65,16 @@ def measure_dynamics(path: Path,                         # the table, which is g
                      **params                            # of `Parameters`
                     ) -> pd.DataFrame:
     "A row for each seed, epoch and layer; what is missing is made, which may take hours."
-    for seed in seeds:
-        run = start(**params | dict(seed=seed, layer='all'))
+    def missing(seed: int) -> list[int]:
         there = read_csv(path) if path.exists() else pd.DataFrame(columns=pd.Index(_KEY))
-        done = set(there.loc[there.seed == seed, 'epoch'])
-        left = [n for n in looks if n not in done]
+        return [n for n in looks if n not in set(there.loc[there.seed == seed, 'epoch'])]
+    def put(rows: list[dict]) -> None:
+        for row in rows: put_row(path, row, _KEY, sort=_KEY)
+    for seed in seeds:
+        run, left = start(**params | dict(seed=seed, layer='all')), agreed(partial(missing, seed))
         files = snapshots(run, looks) if left else {}
-        for n in left:
-            for row in epoch_rows(run, n, files[n]): put_row(path, row, _KEY, sort=_KEY)
-    return read_csv(path)
+        for n in left: agreed(partial(put, epoch_rows(run, n, files[n])))
+    return agreed(lambda: read_csv(path))
 
 # %% ../../nbs/05_dynamics.ipynb #3003417d
 MEASURES = {'network_sr': 'SR of the network', 'success_rate': 'SR of the layer', 'snr_excess': 'SNR - null',

@@ -25,9 +25,10 @@ import pandas as pd
 from ..datasets import check_dataset
 from ..layers import layer_numbers
 from ..model import resolve
+from ..ranks import by_itself
 from ..run import (base, check_int, check_parameters, check_path, DlmechError, DlmechWarning, get_device,
-                        in_words, notebooks_folder, one_of, PACKAGE, ParameterError, Parameters, read_csv,
-                        read_json, Run, run_name, shown, whole)
+                        in_words, logger, notebooks_folder, one_of, PACKAGE, ParameterError, Parameters,
+                        read_csv, read_json, Run, run_name, shown, whole)
 from .study import arrange_rows, describe_error, Ended, key_of, Study
 
 # %% ../../nbs/05_sweeps.ipynb #981dc69c
@@ -94,7 +95,7 @@ def run_call(call: RunCall,
     """Does the call in a process of its own, which may take hours: the row, and '' or why the run failed.
 
     Raises `Lost` if the process was killed."""
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads_of(slots)),
+    env = {**by_itself(), 'OMP_NUM_THREADS': str(threads_of(slots)),
            'PYTHONPATH': os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get('PYTHONPATH')]))}
     command = [sys.executable, '-c', 'from dlmech.study.sweeps import answer_call; answer_call()']
     files: dict = dict(mode='w+', encoding='utf-8', errors='replace')
@@ -202,9 +203,9 @@ class Processes(ThreadPoolExecutor):
 def run_on_dask(call: RunCall, slots: int) -> tuple[dict, str]:
     "`run_call` on a worker of Dask, until the scheduler wants it no more. Raises `Lost` as it does."
     there = import_module('distributed.worker')
-    tasks, key = there.get_worker().state.tasks, there.thread_state.key
-    def unwanted() -> bool: return key not in tasks or tasks[key].state == 'cancelled'
-    return run_call(call, slots, unwanted)
+    state, key = there.get_worker().state, there.thread_state.key
+    def unwanted() -> bool: return key not in state.tasks or state.tasks[key].state == 'cancelled'
+    return run_call(call, max(slots, state.nthreads), unwanted)  # a worker may have come later than the sweep
 
 @contextmanager
 def _dask_place(address: str) -> Iterator[Place]:
@@ -216,9 +217,10 @@ def _dask_place(address: str) -> Iterator[Place]:
                           'with `dask scheduler`') from None
     with client:
         threads: dict[str, int] = {}
-        for address, n in client.nthreads().items():
-            host = address.rpartition(':')[0]
+        for worker, n in client.nthreads().items():
+            host = worker.rpartition(':')[0]
             threads[host] = threads.get(host, 0) + n
+        if not threads: logger.warning('dask://%s has no worker yet; the sweep waits for one', address)
         yield Place(f'dask://{address}', client.get_executor, max(threads.values(), default=1),
                     work=run_on_dask)
 
