@@ -7,7 +7,7 @@ __all__ = ['T', 'PATIENCE', 'by_itself', 'Ranks', 'ranks', 'alone', 'in_step', '
            'agreed', 'first_then_all', 'wait', 'held', 'parallel', 'as_first']
 
 # %% ../nbs/01_ranks.ipynb #78af902e
-import atexit, copy, os, re
+import atexit, copy, gc, os, re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, ExitStack
 from contextvars import ContextVar
@@ -35,6 +35,7 @@ def _patience() -> float: return float(os.environ.get('DLMECH_PATIENCE') or PATI
 
 def _leave() -> None:
     "Closes the connections, so that no thread of them is cut off when the process ends."
+    gc.collect()  # networks whose gradients were averaged hold connections too, in cycles
     if dist.is_initialized(): dist.destroy_process_group()
 
 def _begin() -> None:
