@@ -257,6 +257,7 @@ def _drawn_by(*seed: Any, device: torch.device) -> Iterator[None]:
 # %% ../nbs/01_model.ipynb #9c7d00fc
 BatchLoss = tuple[Tensor, dict[str, Tensor], int]  # the loss, sums over the batch by name, over how many
 
+# %% ../nbs/01_model.ipynb #4e7a19c2
 def train_epoch(loss_of: Callable[[Tensor, Tensor], BatchLoss],  # of a batch (x, y)
                 opt: Optimizer,           # each of its groups has its peak learning rate as `lr_peak`
                 batches: Any,             # (x, y); `.at(epoch)` is called if there is one

@@ -39,6 +39,7 @@ def _source_of(net: nn.Module, path: str) -> str:
     raise DlmechError(f'layers: {link.target}, which reads the filters of {path}, is neither a '
                       'two-dimensional convolution nor an FC layer')
 
+# %% ../../nbs/04_prune.ipynb #8a30f5d7
 def _removable(net: nn.Module, m: Measurement,
                layers: list|None # numbers or module paths; None: all that were measured
               ) -> tuple[dict[str, str], dict[str, str]]:

@@ -38,6 +38,7 @@ class NamedNetwork:
     control: str = '' # untrained or shuffled: a control of the network of that name
     weights: str = '' # the file of its weights, in the folder of weights
 
+# %% ../../nbs/05_claims.ipynb #9a4c0a07
 VGG6 = dict(arch='vgg6', dataset='cifar10', d=64)
 VGG16 = dict(arch='vgg16', dataset='cifar10', d=64, recipe='brief', epochs=10)
 VGG16_100 = VGG16 | dict(dataset='cifar100', epochs=12)
