@@ -614,9 +614,9 @@ def kernel_masks(c: Calibrated, rule: str, kept: float # share of the kernels; 0
     many weights by their magnitude (ours)."""
     masks = {}
     for layer in c.next_of:
-        shape, stats = together_in(c, layer, False), c.stats_of[layer]
-        n, weight = round(kept * shape.numel()) or int(shape.sum()), stats.reader.weight.detach()
-        if rule == MAGNITUDE: mask = keep_top_n(weight.abs(), n * (weight.numel() // shape.numel()))
+        together, stats = together_in(c, layer, False), c.stats_of[layer]
+        n, weight = round(kept * together.numel()) or int(together.sum()), stats.reader.weight.detach()
+        if rule == MAGNITUDE: mask = keep_top_n(weight.abs(), n * (weight.numel() // together.numel()))
         else: mask = widen(keep_top_n(_kernel_scores(c, layer, rule), n), weight)
         masks[stats.link.target] = mask
     return masks

@@ -25,7 +25,7 @@ import pandas as pd
 from ..datasets import check_dataset
 from ..layers import layer_numbers
 from ..model import resolve
-from ..ranks import by_itself
+from ..ranks import lone_environment
 from ..run import (base, check_int, check_parameters, check_path, DlmechError, DlmechWarning, get_device,
                         in_words, logger, notebooks_folder, one_of, PACKAGE, ParameterError, Parameters,
                         read_csv, read_json, Run, run_name, shown, whole)
@@ -95,7 +95,7 @@ def run_call(call: RunCall,
     """Does the call in a process of its own, which may take hours: the row, and '' or why the run failed.
 
     Raises `Lost` if the process was killed."""
-    env = {**by_itself(), 'OMP_NUM_THREADS': str(threads_of(slots)),
+    env = {**lone_environment(), 'OMP_NUM_THREADS': str(threads_of(slots)),
            'PYTHONPATH': os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get('PYTHONPATH')]))}
     command = [sys.executable, '-c', 'from dlmech.study.sweeps import answer_call; answer_call()']
     files: dict = dict(mode='w+', encoding='utf-8', errors='replace')
