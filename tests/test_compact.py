@@ -3,6 +3,7 @@ import copy
 
 import pytest, torch, torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.prune import random_unstructured
 
 from dlmech.pruning.afcc import masked
 from dlmech.pruning.compact import (compact, cut_out, exported, forms_of, load_compact, macs, macs_by_layer,
@@ -213,3 +214,52 @@ def test_a_batchnorm_of_a_flattened_map_is_cut_with_the_places_of_its_filters():
     assert cut.kept.tolist() == [2]
     assert small[3].num_features == 18
     with torch.no_grad(): torch.testing.assert_close(small(x), net(x))
+
+
+def test_a_convolution_of_another_make_keeps_its_make():
+    "As EfficientNet-Lite's, which pad in a module of their own and are made from other arguments."
+    class Same(nn.Conv2d):
+        def __init__(self, inputs, outputs, kernel_size, image_size=None):
+            super().__init__(inputs, outputs, kernel_size)
+            self.pad = nn.ZeroPad2d(1)
+        def forward(self, x): return F.conv2d(self.pad(x), self.weight, self.bias)
+    net = nn.Sequential(Same(3, 8, 3, image_size=6), nn.ReLU(), Same(8, 5, 3), nn.Flatten(),
+                        nn.Linear(180, 2))
+    net[2].weight.data[:, ::2] = 0
+    x = torch.randn(4, 3, 6, 6)
+    small, table = cut_out(net, x)
+    assert (type(small[0]), len(small[0].weight), small[2].in_channels) == (Same, 4, 4)
+    assert len(table)
+    with torch.no_grad(): assert torch.allclose(small(x), net(x), atol=1e-6)
+
+
+MAKES = {'weight norm': nn.utils.parametrizations.weight_norm,
+         'spectral norm': nn.utils.parametrizations.spectral_norm,
+         'weight norm as it was': nn.utils.weight_norm,
+         'pruned': lambda m: random_unstructured(m, 'weight', .2)}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('make', MAKES.values(), ids=MAKES)
+def test_weights_that_are_made_of_others_are_cut(make):
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 8, 3), nn.Linear(8 * 16, 2)
+    last.weight.data[:, :64] = 0
+    net = nn.Sequential(make(first), nn.ReLU(), nn.Flatten(), last).eval()
+    x = torch.randn(4, 3, 6, 6)
+    with torch.no_grad(): net(x)
+    small, _ = cut_out(net, x)
+    assert len(small[0].weight) == 4
+    with torch.no_grad(): assert torch.allclose(small(x), net(x), atol=1e-6)
+
+
+def test_a_make_that_holds_more_than_weights_is_refused():
+    class Scaled(nn.Conv2d):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+        def forward(self, x): return F.conv2d(x, self.weight * self.gain, self.bias)
+    net = nn.Sequential(Scaled(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 2))
+    net[3].weight.data[:, :64] = 0
+    with pytest.raises(DlmechError, match='a Scaled holds gain beside its weights'):
+        cut_out(net, torch.randn(4, 3, 6, 6))

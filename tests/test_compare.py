@@ -14,8 +14,8 @@ from dlmech.study.compare import (AFCC, best_against_best, by_run, Calibrated, C
                                   FiltersBy, gather, kernel_masks, KERNEL_RULES, kernels_and_repair,
                                   KernelsBy, LIBRARY, MAGNITUDE, mask_kernels, method_of, METHODS, MIXTURES,
                                   most_within, one_against_each, paired_difference, removal_study,
-                                  repair_results, results, retrain_and_score, RETRAINED, RULES, Subject,
-                                  TABLES, together_in)
+                                  repair_results, results, retrain_and_score, RETRAINED, RULES,
+                                  select_and_repair, Subject, TABLES, together_in, USUAL_SELECTIONS)
 from helpers import killed, papermill, python
 
 
@@ -97,6 +97,19 @@ def test_a_score_and_a_rule_that_are_none_are_refused(subject):
 @pytest.fixture(scope='module')
 def calibrated(subject, run):
     return Calibrated(subject.net, run.data, ['layers.4', 'layers.5'], 0, 300, 200, whole=True)
+
+
+def test_selections_that_ask_nothing_of_phase_3_need_no_measurement(run, subject):
+    asked = subject.net, run.data, ['layers.4', 'layers.5'], 0, 300, 200
+    bare, measured = Calibrated(*asked, heads=None), Calibrated(*asked)
+    assert bare.measurement is None
+    assert bare.next_of == {}
+    for selection in USUAL_SELECTIONS:
+        rows = [select_and_repair(c, selection, .5, 'ridge') for c in (bare, measured)]
+        assert rows[0] == rows[1], selection
+    with pytest.raises(DlmechError, match='nothing was measured'):
+        select_and_repair(bare, 'noise', .5, 'ridge')
+
 
 
 @pytest.mark.parametrize('way', [*CUTS, LIBRARY[1]])

@@ -12,8 +12,8 @@ SCRIPT = TOP/'experiments'/'paper.py'
 
 
 def command(folder, *options):
-    return [sys.executable, str(SCRIPT), '--jobs', 'tiny', '--runs', str(folder/'runs'), '--out',
-            str(folder/'out'), *options]
+    return [sys.executable, str(SCRIPT), '--jobs', 'tiny', '--heads', 'exact', '--nice', '1', '--runs',
+            str(folder/'runs'), '--out', str(folder/'out'), *options]
 
 
 def log(folder): return json.loads((folder/'out'/'log.json').read_text())
@@ -31,9 +31,11 @@ def test_a_step_at_a_time(tmp_path):
     assert not list(tmp_path.rglob('layers.csv'))
     done = run(*command(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert ended(tmp_path) == [('train', 0), ('measure', 0)], done.stderr[-2000:]
+    assert ended(tmp_path) == [('train', 0), ('measure', 0), ('silence', 0)], done.stderr[-2000:]
     assert trained.stat().st_mtime_ns == before
-    assert pd.read_csv(tmp_path/'out'/'tiny'/'paper'/'layers.csv').layer.tolist() == [1, 2, 3, 4, 5]
+    assert pd.read_csv(tmp_path/'out'/'tiny'/'exact'/'layers.csv').layer.tolist() == [1, 2, 3, 4, 5]
+    tests = sorted(f.stem for f in (tmp_path/'out'/'tiny'/'exact').glob('causal-*.csv'))
+    assert tests == [f'causal-{n}' for n in (2, 3, 4, 5)]
     stated = json.loads(next((tmp_path/'out'/'tiny').glob('*.json')).read_text())
     assert stated['arch'] == 'vgg6'
     assert stated['epochs'] == 1

@@ -1,7 +1,7 @@
 "One call from a measurement to a smaller network: its steps, the network as it was, bad input refused."
 import copy
 
-import pytest, timm, torch, torchvision
+import pytest, timm, torch, torch.nn.functional as F, torchvision
 from torch import nn
 
 import dlmech
@@ -323,7 +323,7 @@ def test_filters_that_an_fc_layer_reads_at_several_positions_are_refused_in_a_se
             return self.c(self.b(x).relu().mean(1))
     net, train = Tokens().eval(), blobs(40, 4)
     m = dlmech.measure(net, train, fields_on=train, layers=['a'], heads='ridge')
-    with pytest.raises(DlmechError, match=r'^layers: b reads \(256, 6\) of each image; only filters'):
+    with pytest.raises(DlmechError, match=r'b reads \(256, 6\) of each image; only filters'):
         dlmech.prune(net, m, train)
 
 
@@ -338,3 +338,78 @@ def test_a_network_that_answers_with_a_dict_is_pruned():
     m = dlmech.measure(named, train, fields_on=train, layers=['net.3', 'net.6'])
     small, _ = dlmech.prune(named, m, train, layers=['net.3'])
     assert small(train[0])['logits'].shape == (120, 4)
+
+
+def test_a_network_is_pruned_without_a_measurement(measured_net):
+    net, m, (x, y) = measured_net
+    by_path = dict(keep=.5, score_on=(x.flip(0) + 1, y.flip(0)))
+    small, table = dlmech.prune(net, None, (x, y), layers=['3', '6'], **by_path)
+    measured, other = dlmech.prune(net, m, (x, y), layers=['3', '6'], **by_path)
+    assert table.kept.tolist() == other.kept.tolist()
+    with torch.no_grad(): assert torch.equal(small(x), measured(x))
+    missing = torch.arange(len(y)) % 3   # no label has to be there
+    _, every = dlmech.prune(net, None, (x, missing), score_on=(x, missing))
+    assert every.layer.tolist() == ['0', '4', '8', 'network']
+    assert every.kept.iloc[-1] < every.filters.iloc[-1]
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(score='noise'), 'score: .*measured.* random'),
+    (dict(repair='label means'), 'repair: .*ridge, zero'),
+    (dict(layers=[3]), 'layers: there is no 3'), (dict(layers=['nine']), "layers: there is no 'nine'")])
+def test_what_asks_for_a_measurement_is_refused_without_one(measured_net, wrong, says):
+    net, _, data = measured_net
+    with pytest.raises(ParameterError, match=says): dlmech.prune(net, None, data, **wrong)
+
+
+def test_the_order_in_which_layers_are_named_has_no_say(measured_net):
+    net, _, (x, y) = measured_net
+    ways = [dlmech.prune(net, None, (x, y), layers=layers)[0] for layers in (['3', '6'], ['6', '3'])]
+    with torch.no_grad(): assert torch.equal(ways[0](x), ways[1](x))
+
+
+class Several(nn.Module):
+    "Its layers are made last to first; a second head, one that is never called, tokens."
+    def __init__(self):
+        super().__init__()
+        self.aux, self.fc = nn.Linear(9, 4), nn.Linear(12, 4)
+        self.embed, self.embedding = nn.Linear(12, 6), nn.Linear(6, 3)
+        self.token, self.back = nn.Linear(12, 10), nn.Linear(10, 12)
+        self.b, self.a = nn.Conv2d(8, 12, 3), nn.Conv2d(3, 8, 3)
+    def forward(self, x):
+        z = self.b(self.a(x).relu()).relu()
+        t = z.flatten(2).transpose(1, 2)
+        z = (t + self.back(self.token(t).relu())).mean(1)
+        return dict(logits=self.fc(z).log_softmax(1), embedding=self.embedding(self.embed(z).relu()))
+
+
+def test_a_network_of_several_answers_is_pruned_where_it_can_be():
+    torch.manual_seed(0)
+    net, (x, y) = Several(), (torch.randn(40, 3, 8, 8), torch.arange(40) % 4)
+    small, table = dlmech.prune(net, None, (x, y))
+    why = table.set_index('layer').left_whole
+    assert list(why.index) == ['a', 'b', 'token', 'back', 'embed', 'network']
+    assert why['a'] == ''
+    assert why['embed'] == 'the answer does not depend on what embedding reads'
+    assert 'back reads (16, 10) of each image' in why['token']
+    assert len(small.a.weight) == 4
+    with pytest.raises(DlmechError, match='does not depend'):
+        dlmech.prune(net, None, (x, y), layers=['embed'])
+
+
+def test_a_label_beyond_the_outputs_is_refused_without_a_measurement(measured_net):
+    net, _, (x, y) = measured_net
+    with pytest.raises(DlmechError, match='label'): dlmech.prune(net, None, (x, y + 3))
+
+
+def test_a_layer_that_standardises_its_weights_is_not_cut_in_silence():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            of, w = (1, 2, 3), self.weight
+            return F.conv2d(x, (w - w.mean(of, keepdim=True)) / w.std(of, keepdim=True), self.bias)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(96, 4))
+    data = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
+    with pytest.raises(DlmechError, match='not one that can be cut'):
+        dlmech.prune(net, None, data, layers=['0'])

@@ -12,7 +12,7 @@ from dlmech.pruning.afcc import Diluted, masked
 from dlmech.pruning.links import links, merged
 from dlmech.pruning.repair import (calibration, draw_images, label_gram, Products, repair, repair_by_labels,
                                    repair_on, sets_of, solve)
-from dlmech.pruning.scores import joint_field, keep_top_filters, remove, unit_stats
+from dlmech.pruning.scores import joint_field, keep_top_filters, remove, SCORES, unit_stats
 from dlmech.run import DlmechError, ParameterError
 from helpers import blobs, linked_net, same_state, state
 
@@ -401,3 +401,39 @@ def test_a_convolution_that_pads_in_its_own_way_is_repaired_by_channel():
     fixed = repair_on(net, masked(net, by_filter(net, '2', every_second(6))), [labelled(x)], [labelled(x)])
     assert not fixed.table.whole.iloc[0]
     assert fixed.table.lost.iloc[0] < 1
+
+
+def test_label_means_that_were_not_kept_are_asked_for(known):
+    net, stats_of, (x, y) = known
+    m = dlmech.measure(net, (x, y), layers=['6'], heads='ridge', fields_on=(x, y))
+    lean = unit_stats(net, m, ['6'], [(x, y)], by_label=False)
+    keep = keep_top_filters(lean, SCORES['weight norm'], .5)
+    zeros = remove(net, lean, keep, 'zero')
+    for needs in (lambda: SCORES['joint field'](lean['6']), lambda: remove(net, lean, keep, 'mean'),
+                  lambda: repair_by_labels(net, zeros, lean)):
+        with pytest.raises(DlmechError, match='by_label=False'): needs()
+
+
+def test_a_layer_that_is_called_twice_is_not_repaired():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        def forward(self, x): return self.c(self.b(self.b(self.a(x).relu()).relu()))
+    net, data = Twice(), (torch.randn(20, 4), torch.arange(20) % 2)
+    d = masked(net, {'b': torch.rand(4, 4) > .5})
+    with pytest.raises(DlmechError, match='b is called more than once'): dlmech.repair(net, d, data)
+
+
+def test_a_network_that_is_still_in_training_is_repaired_as_it_answers():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.b(x * torch.rand(len(x), 1) if self.training else x)
+    net, data = Noisy().train(), (torch.randn(40, 6), torch.arange(40) % 3)
+    d = dlmech.repair(net, masked(net, by_filter(net, 'b', torch.ones(8).bool())), data)
+    assert net.training
+    with torch.no_grad(): assert torch.allclose(d.net.eval()(data[0]), net.eval()(data[0]), atol=1e-5)

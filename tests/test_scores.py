@@ -132,24 +132,88 @@ def test_removing_is_setting_the_maps_to_zero(measured_net):
         slow = net[7:](net[4:7](net[:4](x) * keep['3'][:, None, None]) * keep['6'][:, None, None])
         assert torch.allclose(d.net(x), slow, atol=1e-5)
         assert torch.allclose(cut_out(d, x)[0](x), slow, atol=1e-5)
-    front, back = split(net, '4')
+    front, back = split(net, '4', x[:2])
     with torch.no_grad(): assert torch.allclose(back(front(x)), net(x), atol=1e-6)
 
 
 def test_a_split_network_still_translates_its_images():
     net, (x, _) = linked_net()
     translated(net)
-    front, back = split(net, '4')
+    front, back = split(net, '4', x[:2])
     with torch.no_grad(): assert torch.equal(back(front(x)), net(x))
 
 
-def test_a_network_with_a_way_around_is_not_split():
-    class Around(nn.Module):
+def test_a_network_is_split_where_everything_passes_through_one_value():
+    class Block(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-        def forward(self, x): return self.b(self.a(x)) + x
-    with pytest.raises(DlmechError, match='goes around it'): split(Around(), 'b')
+        def forward(self, x): return self.b(self.a(x).relu()) + x
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.c = Block(), Block(), nn.Linear(2, 3)
+        def forward(self, x):
+            left, right = self.second(self.first(x)).chunk(2, 1)
+            return self.c(left) + right.sum(1, keepdim=True)
+    net, x = Halves(), torch.randn(5, 4)
+    for path, before in [('first.b', lambda x: x), ('second.a', net.first), ('second.b', net.first),
+                         ('c', lambda x: net.second(net.first(x)))]:
+        front, back = split(net, path, x[:2])
+        with torch.no_grad():
+            assert torch.equal(front(x), before(x))
+            assert torch.equal(back(front(x)), net(x))
+
+
+@pytest.mark.parametrize('count', ['size', 'shape', 'size at the end'])
+def test_how_many_images_there_are_goes_around_no_waist(count):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        def forward(self, x):
+            n = x.size(0) if count == 'size' else x.shape[0]
+            z = self.b(self.a(x).relu())
+            return self.c(z.view(x.size(0) if 'end' in count else n, -1))
+    net, x = Counting(), torch.randn(5, 4)
+    front, back = split(net, 'c', x[:2])
+    with torch.no_grad():
+        assert torch.equal(front(x), net.b(net.a(x).relu()))
+        assert torch.equal(back(front(x)), net(x))
+        assert len(back(front(x[:3]))) == 3
+
+
+class Odd(nn.Module):
+    "Networks in which a number goes around, or a value is changed in place."
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.a, self.b, self.fc = how, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+    def forward(self, x):
+        if self.how == 'whole shape':
+            n, width = x.shape
+            return self.fc(self.b(self.a(x).relu()).view(n, width))
+        if self.how == 'first row':
+            row = x.T[0][:, None]
+            return self.fc(self.b(row + self.a(x)).relu()) + row
+        if self.how == 'of the weights':
+            k = self.fc.weight.shape[0]
+            return self.fc(self.b(self.a(x).relu()))[:, :k]
+        if self.how == 'crops':
+            n = x.size(0)
+            x = torch.stack([x, x + 1], 1).flatten(0, 1)
+            return self.fc(self.b(self.a(x).relu()).view(n, 2, -1).mean(1))
+        z = self.a(x)
+        return self.fc(self.b(F.leaky_relu_(z, .1)) + z)
+
+
+@pytest.mark.parametrize('how', ['whole shape', 'first row', 'of the weights', 'crops', 'in place'])
+@pytest.mark.parametrize('path', ['b', 'fc'])
+def test_the_two_parts_of_a_network_answer_as_it_does(how, path):
+    net, x = Odd(how), torch.randn(5, 4)
+    front, back = split(net, path, x[:2])
+    with torch.no_grad():
+        kept = front(x)
+        for _ in range(3): assert torch.allclose(back(kept), net(x), atol=1e-6)
 
 
 @pytest.mark.parametrize('fraction', [-.1, 1, 2])

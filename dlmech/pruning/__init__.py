@@ -1,1 +1,1 @@
-"To make a network smaller by what was measured: links between layers, masks, scores, compaction."
+"To make a network smaller: links between layers, masks, scores, compaction."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['arriving', 'fold_constants', 'layer_like', 'put', 'select', 'cut_out', 'blocks_of', 'Blocks', 'Gathered', 'as_blocks',
-           'as_groups', 'SparseLinear', 'median_seconds', 'forms_of', 'in_fastest_form', 'compact', 'macs_by_layer',
-           'macs', 'parameters_of', 'sizes', 'Masked', 'with_run_time_masks', 'compare_networks', 'save_compact',
-           'load_compact', 'exported', 'to_onnx']
+           'as_groups', 'SparseLinear', 'median_seconds', 'forms_of', 'in_fastest_form', 'check_same_answers',
+           'compact', 'macs_by_layer', 'macs', 'parameters_of', 'sizes', 'Masked', 'with_run_time_masks',
+           'compare_networks', 'save_compact', 'load_compact', 'exported', 'to_onnx']
 
 # %% ../../nbs/04_compact.ipynb #4af7124c
 import copy, json, os, statistics, tempfile, time
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np, pandas as pd, torch
 from torch import nn, Tensor
 
-from ..layers import CONVS, evaluating, hooked
+from ..layers import answer_of, CONVS, evaluating, hooked
 from .afcc import Diluted
 from .links import by_filter, cuttable, is_depthwise, Link, links, modules_of, NORMS, WEIGHTED
 from ..run import DlmechError, one_of, read_tensors, write_tensors
@@ -72,12 +72,29 @@ def fold_constants(net: nn.Module, link: Link, x: Tensor # a few images
     return int(fold.sum())
 
 # %% ../../nbs/04_compact.ipynb #0fa3e40f
-def layer_like(m: Any, inputs: int, outputs: int, bias: bool) -> nn.Module:
-    "A new convolution or FC layer like `m`, with other numbers of inputs and outputs."
+def _plain_like(m: Any, inputs: int, outputs: int, bias: bool) -> nn.Module:
+    "A convolution or FC layer as torch makes it."
     if isinstance(m, nn.Linear): return nn.Linear(inputs, outputs, bias=bias)
-    return type(m)(inputs, outputs, m.kernel_size, m.stride, m.padding, m.dilation, m.groups, bias,
-                   m.padding_mode)
+    make: Any = next(c for c in CONVS if isinstance(m, c))
+    return make(inputs, outputs, m.kernel_size, m.stride, m.padding, m.dilation, m.groups, bias,
+                m.padding_mode)
 
+def layer_like(m: Any, inputs: int, outputs: int, bias: bool) -> nn.Module:
+    """A layer of the make of `m` with other numbers of inputs and outputs; a plain one where the weights of
+    `m` are made of others, as by weight normalisation. Raises a `DlmechError` for a make that holds more than
+    weights and a bias."""
+    if type(m) in (*CONVS, nn.Linear) or 'weight' not in m._parameters:
+        return _plain_like(m, inputs, outputs, bias)
+    if own := {*m._parameters, *m._buffers} - {'weight', 'bias'}:
+        raise DlmechError(f'compact: a {type(m).__name__} holds {", ".join(sorted(own))} beside its weights, '
+                          'so it cannot be cut')
+    new, kind = copy.deepcopy(m), 'features' if isinstance(m, nn.Linear) else 'channels'
+    for end, n in (('in', inputs), ('out', outputs)): setattr(new, f'{end}_{kind}', n)
+    weight = m.weight.new_zeros(outputs, inputs // getattr(m, 'groups', 1), *m.weight.shape[2:])
+    new.weight, new.bias = nn.Parameter(weight), nn.Parameter(weight.new_zeros(outputs)) if bias else None
+    return new
+
+# %% ../../nbs/04_compact.ipynb #2b8c6d01
 def _layout(m: Any) -> torch.memory_format:
     "How the layer's weights lie in memory: channels last or first, which decides much of its speed."
     w = m.weight
@@ -304,6 +321,15 @@ def in_fastest_form(net: nn.Module, x: Tensor,
         rows.append(dict(layer=path, chosen=best, **{k: t / took['dense'] for k, t in took.items()}))
     return net, pd.DataFrame(rows) if rows else pd.DataFrame(columns=['layer', 'chosen'])
 
+# %% ../../nbs/04_compact.ipynb #3e9a7d15
+@torch.no_grad()
+def check_same_answers(name: str, masked: nn.Module, small: nn.Module, x: Tensor, atol: float = 1e-4) -> None:
+    "Raises a `DlmechError` if a network that was cut does not answer as the masked one."
+    with evaluating(masked), evaluating(small): want, got = answer_of(masked(x)), answer_of(small(x))
+    if not (off := float((got - want).abs().max())) <= atol * max(1., float(want.abs().max())):
+        raise DlmechError(f"{name}: the outputs are {off:.2g} away from the masked network's; this network "
+                          'is not one that can be cut')
+
 # %% ../../nbs/04_compact.ipynb #2668415a
 @torch.no_grad()
 def compact(model: nn.Module|Diluted, # masked weights are exactly zero
@@ -320,10 +346,7 @@ def compact(model: nn.Module|Diluted, # masked weights are exactly zero
     net = model.net if isinstance(model, Diluted) else model
     small, cut = cut_out(net, x)
     small, chosen = in_fastest_form(small, x, **kwargs) if forms else (small, None)
-    with evaluating(net): want = net(x)
-    if not (off := float((small(x) - want).abs().max())) <= atol * max(1., float(want.abs().max())):
-        raise DlmechError(f'compact: the outputs are {off:.2g} away from the masked network\'s; this '
-                          'network is not one that can be cut')
+    check_same_answers('compact', net, small, x, atol)
     return small, cut, chosen
 
 # %% ../../nbs/04_compact.ipynb #7ef47b53

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn, Tensor
 
-from ..layers import CONVS, FOLLOWS, module_path
+from ..layers import CONVS, evaluating, FOLLOWS, module_path
 from ..run import DlmechError
 
 # %% ../../nbs/04_links.ipynb #2387cd7d
@@ -38,8 +38,10 @@ class _Tracer(fx.Tracer):
         return isinstance(m, (*NORMS, *WEIGHTED)) or super().is_leaf_module(m, module_qualified_name)
 
 def graph_of(net: nn.Module) -> fx.Graph:
-    "The network as a graph of calls. Raises a `DlmechError` if torch.fx cannot trace it."
-    try: return _Tracer().trace(net)
+    """The network as a graph of calls, as it is when it answers: without what is drawn by chance in training.
+    Raises a `DlmechError` if torch.fx cannot trace it."""
+    try:
+        with evaluating(net): return _Tracer().trace(net)
     except Exception as e:
         raise DlmechError(f'the network cannot be traced by torch.fx ({str(e).splitlines()[0]}), so whose '
                           'filters a layer reads cannot be seen') from None

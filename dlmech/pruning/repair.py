@@ -388,11 +388,13 @@ def _check_repair(d: Any, penalty: float|None) -> Sequence[float]:
 @torch.no_grad()
 def repair_on(net: nn.Module, d: Diluted, fit: list, valid: list, # batches to solve on, and to choose on
               penalty: float|None = None, whole: bool|None = None, bias: bool = True) -> Diluted:
-    "As `repair`, on batches of images."
+    "As `repair`, on batches of images. Raises a `DlmechError` for a layer that is called more than once."
     penalties, pruned, graph, rows = _check_repair(d, penalty), copy.deepcopy(d.net), graph_of(net), []
     modules, of_pruned, found = modules_of(net), modules_of(pruned), links(net)
     for path in d.masks: one_of('masks', path, modules)
     readers = [n for n in graph.nodes if n.op == 'call_module' and n.target in d.masks]
+    if twice := [n.target for i, n in enumerate(readers) if n.target in [m.target for m in readers[:i]]]:
+        raise DlmechError(f'repair: {twice[0]} is called more than once, and no solve serves all its calls')
     put_streams_first(graph, modules, readers)
     fit, valid = mine(fit), mine(valid)  # of several processes each sums over its own batches
     with evaluating(net), evaluating(pruned):
@@ -408,7 +410,7 @@ def repair_on(net: nn.Module, d: Diluted, fit: list, valid: list, # batches to s
 def repair(net: nn.Module,              # the network before anything was removed; stays as it is
            d: Diluted,                  # the same network under masks; stays as it is
            data: Any,                   # training images: Dataset, DataLoader, or (images, labels)
-           images: int|None = 2_000,    # how many of them, drawn by chance; None: all
+           images: int|None = 2_000,    # how many of them, drawn by chance; None: all, their maps in memory
            penalty: float|None = None,  # over the mean square of what a reader is given; None: chosen
            whole: bool|None = None,     # over whole kernels, or channel by channel; None: whole where it fits
            bias: bool = True,           # whether biases are repaired too
@@ -443,11 +445,14 @@ def label_gram(stats: UnitStats, bias: bool = True # whether the means are taken
     square of each filter has beyond that of its label means (ours)."""
     means = stats.label_means                                                       # (K, C spread, h, w)
     C, K = means.shape[1], len(means)
-    rows = torch.cat([patches(stats.reader, C, mu.float()).flatten(1) for mu in means.split(1)]).double()
     within = stats.mean_square.reshape(C, -1).double().sum(1) - means.pow(2).mean(0).flatten(1).sum(1)
-    gram, mean = rows.T @ rows / K, rows.mean(0)
+    F_, n = stats.reader.weight[0].numel(), 0
+    gram, total = means.new_zeros(F_, F_), means.new_zeros(F_)
+    for mu in means.split(1):  # label by label: together they would be large
+        rows = patches(stats.reader, C, mu.float()).flatten(1).double()
+        gram, total, n = gram + rows.T @ rows / K, total + rows.sum(0), n + len(rows)
     gram.diagonal().add_((within.clamp(min=0)[:, None] * _tap_shares(stats).to(within.device)).flatten())
-    return gram - mean[:, None] * mean[None] * (len(rows) / K) if bias else gram
+    return _centred(gram, total, total, n * K) if bias else gram
 
 # %% ../../nbs/04_repair.ipynb #3612d2d0
 def _mean_out(stats: UnitStats, weight: Tensor) -> Tensor: # (G,)

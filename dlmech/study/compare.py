@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['DENSE', 'LIBRARY', 'AFCC', 'DEALT', 'MAGNITUDE', 'GLOBAL', 'RULES', 'FIVE', 'AS_MANY', 'SCRATCH', 'Method', 'METHODS',
-           'SIZES', 'REPAIR_WAYS', 'SELECTIONS', 'CUTS', 'MIXTURES', 'MIXTURES_DEALT', 'EVENLY', 'KERNEL_RULES',
-           'RETRAINED', 'Side', 'TABLES', 'PANELS', 'COLOURS', 'MARKS', 'DRAWN', 'CROWDS', 'Chain', 'Subject',
-           'MapBatches', 'retrain_and_score', 'retrain_whole_and_score', 'prune_by_library', 'spread_by_library',
-           'mask_filters', 'cut_filters', 'removal_study', 'labels_at', 'dealt_anew', 'rule_masks', 'mask_kernels',
-           'dilution_study', 'scratch_labels', 'train_from_scratch', 'scratch_study', 'Dense', 'FiltersBy', 'KernelsBy',
-           'method_of', 'end_study', 'measure_latency', 'latency_study', 'try_head', 'head_study', 'by_run',
-           'paired_difference', 'settings', 'best_against_best', 'one_against_each', 'count_verdicts', 'most_within',
-           'Calibrated', 'select_and_repair', 'repair_study', 'cut_to', 'cut_study', 'together_in', 'kernel_masks',
-           'kernels_and_repair', 'kernel_study', 'chosen_on_validation', 'contrast_sides', 'repair_results', 'gather',
-           'results', 'by_panel', 'removal_figure', 'dilution_figure', 'latency_figure']
+           'SIZES', 'REPAIR_WAYS', 'USUAL_SELECTIONS', 'SELECTIONS', 'CUTS', 'MIXTURES', 'MIXTURES_DEALT', 'EVENLY',
+           'KERNEL_RULES', 'RETRAINED', 'Side', 'TABLES', 'PANELS', 'COLOURS', 'MARKS', 'DRAWN', 'CROWDS', 'Chain',
+           'Subject', 'MapBatches', 'retrain_and_score', 'retrain_whole_and_score', 'prune_by_library',
+           'spread_by_library', 'mask_filters', 'cut_filters', 'removal_study', 'labels_at', 'dealt_anew', 'rule_masks',
+           'mask_kernels', 'dilution_study', 'scratch_labels', 'train_from_scratch', 'scratch_study', 'Dense',
+           'FiltersBy', 'KernelsBy', 'method_of', 'end_study', 'measure_latency', 'latency_study', 'try_head',
+           'head_study', 'by_run', 'paired_difference', 'settings', 'best_against_best', 'one_against_each',
+           'count_verdicts', 'most_within', 'Calibrated', 'select_and_repair', 'repair_study', 'cut_to', 'cut_study',
+           'together_in', 'kernel_masks', 'kernels_and_repair', 'kernel_study', 'chosen_on_validation',
+           'contrast_sides', 'repair_results', 'gather', 'results', 'by_panel', 'removal_figure', 'dilution_figure',
+           'latency_figure']
 
 # %% ../../nbs/05_compare.ipynb #07b93d4e
 import copy, textwrap, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
@@ -87,12 +87,12 @@ class Subject:
         return replace(self.layers, outputs=True)
     @cached_property
     def front(self) -> str:
-        "Where the network is split: the module path of the first layer's weights."
+        "The module path of the first layer's weights: the network is split before it."
         return weights_of(self.net, self.run.layers[self.layer_numbers[0] - 1])
     @cached_property
     def maps(self) -> tuple[list, list]:
-        "What arrives there, batch by batch with labels, of test and of training images."
-        front = split(self.net, self.front)[0]
+        "What is kept of what comes before, batch by batch with labels, of test and of training images."
+        front = split(self.net, self.front, self.x[:2])[0]
         return kept_maps(front, self.test), kept_maps(front, self.train)
 
 # %% ../../nbs/05_compare.ipynb #23515b8b
@@ -113,10 +113,10 @@ class MapBatches:
 
 # %% ../../nbs/05_compare.ipynb #39a302f8
 def retrain_and_score(subject: Subject, d: Diluted, epochs: int) -> float:
-    """Test SR of a pruned network after so many epochs of retraining of everything from the first layer on;
-    `d` is not changed."""
+    """Test SR of a pruned network after so many epochs of retraining of everything behind the place where it
+    is split; `d` is not changed."""
     test, train = subject.maps
-    back = Diluted(copy.deepcopy(split(d.net, subject.front)[1]), d.masks)
+    back = Diluted(copy.deepcopy(split(d.net, subject.front, subject.x[:2])[1]), d.masks)
     if epochs: retrain(back, MapBatches(train, seed=subject.run.params.seed), epochs, 'all')
     return success_rate(back.net, test)
 
@@ -476,25 +476,26 @@ class Calibrated:
     "A network with what some training images, drawn by a seed, say of some layers' filters."
     def __init__(self, net: nn.Module, data: Any, layers: list[str], # module paths, in order
                  seed: int, images: int = 2_000, scored: int = 5_000,
-                 heads: str|Heads = 'ridge',  # of `measure`: a kind, or those of these layers
-                 whole: bool = False,       # keep images, not maps of the first reader
+                 heads: str|Heads|None = 'ridge',  # a kind, or those of these layers; None: none measured
+                 whole: bool = False,       # keep images, not what comes before the first reader
                  also: Sequence[str] = (),  # layers that only read them, whose labels are wanted too
+                 batch: int = 250,          # images in the pass forward and back
                  **how):                    # of `measure`
         drawn, device = draw_images(data.train, images, seed), next(net.parameters()).device
         self.seed, x = seed, next(iter(Batches(drawn, 2, device)))[0]
         asked: Any = None if isinstance(heads, Heads) else [*layers, *also]
-        self.measurement = measure(net, drawn, fields_on=drawn, layers=asked, heads=heads, seed=seed, **how)
-        self.stats_of = unit_stats(net, self.measurement, layers, Batches(drawn, 250, device), data.test)
-        made_by = {weights_of(net, part.path): part.path for part in self.measurement}
+        self.measurement: Any = None
+        if heads: self.measurement = measure(net, drawn, fields_on=drawn, layers=asked, heads=heads,
+                                             seed=seed, **how)
+        self.stats_of = unit_stats(net, self.measurement, layers, Batches(drawn, batch, device), data.test)
+        made_by = {weights_of(net, part.path): part.path for part in self.measurement or ()}
         targets = {path: stats.link.target for path, stats in self.stats_of.items()}
         self.next_of = {path: made_by[target] for path, target in targets.items() if target in made_by}
         self.macs, self.net, front = macs_by_layer(net, x), net, nn.Identity()
-        first = next(iter(self.stats_of.values())).link.target
-        with suppress(DlmechError):  # where a shortcut goes around it: whole images then
-            if not whole: front, self.net = split(net, first)
+        if not whole: front, self.net = split(net, next(iter(self.stats_of.values())).link.target, x)
         parts = drawn, draw_images(data.valid, scored, 0), draw_images(data.test, scored, 0)
-        batch = min(200, max(1, len(drawn) // 5))  # five or more, so that both of `sets` have some
-        kept = [kept_maps(front, Batches(part, batch, device, shuffle=True)) for part in parts]
+        each = min(200, max(1, len(drawn) // 5))  # five batches or more, so that both of `sets` have some
+        kept = [kept_maps(front, Batches(part, each, device, shuffle=True)) for part in parts]
         own, self.valid, self.test = kept
         self.sets = own[(n := max(1, len(own) // 5)):], own[:n]  # to solve on; to choose the penalty on
 
@@ -509,8 +510,8 @@ REPAIR_WAYS: dict[str, dict[str, Any]] = {  # of `remove_and_repair`
     # its published form, as we read it
     'after GRAIL': dict(method='ridge', whole=False, bias=False, penalty=1e-3),
     'ridge': dict(method='ridge')}
-SELECTIONS = ['random', 'weight norm', 'BatchNorm scale', 'Wanda', 'Taylor', 'ThiNet', 'greedy OBS',
-              'joint field', 'noise', 'coverage']
+USUAL_SELECTIONS = ['random', 'weight norm', 'BatchNorm scale', 'Wanda', 'Taylor', 'ThiNet', 'greedy OBS']
+SELECTIONS = [*USUAL_SELECTIONS, 'joint field', 'noise', 'coverage']  # the last are what phase 3 knows
 
 # %% ../../nbs/05_compare.ipynb #764a5caf
 def select_and_repair(c: Calibrated, selection: str, removed: float, way: str) -> dict:
@@ -661,9 +662,12 @@ def chosen_on_validation(table: pd.DataFrame, side: Side, by: str = 'selection' 
 def contrast_sides(table: pd.DataFrame, sides: dict[str, tuple[Side, Side]],
                    each: list[str], # as in `settings`
                    by: str = 'selection') -> pd.DataFrame:
-    """Each pair of sides in each setting: what the validation images choose of either, the mean difference of
-    their test SR over seeds, and its interval, corrected for all that is compared here (Bonferroni)."""
-    found = [(setting, t, what, pair) for setting, t in settings(table, each) for what, pair in sides.items()]
+    """Each pair of sides in each setting that has rows of both: what the validation images choose of either,
+    the mean difference of their test SR over seeds, and its interval, corrected for all that is compared here
+    (Bonferroni)."""
+    has = lambda t, side: (t[by].isin(side[0]) & t.repair.isin(side[1])).any()
+    found = [(setting, t, what, pair) for setting, t in settings(table, each) for what, pair in sides.items()
+             if all(has(t, side) for side in pair)]
     rows = []
     for setting, t, what, pair in found:
         (ours, a), (theirs, b) = (chosen_on_validation(t, side, by) for side in pair)

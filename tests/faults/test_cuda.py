@@ -155,7 +155,7 @@ def test_a_run_there_from_training_to_a_smaller_network(run, device):
     counts = {'layers.4.conv': 50, 'layers.5.conv': 50}
     for everywhere in False, True: masked(t.net, magnitude_masks(t.net, counts, everywhere))
     assert len(compact(d, next(iter(batches))[0][:4], forms=False)[1]) > 0
-    front, back = split(t.net, 'layers.5.conv')
+    front, back = split(t.net, 'layers.5.conv', next(iter(batches))[0][:2])
     assert back(kept_maps(front, batches)[0][0]).shape[1] == 3
 
 
