@@ -9,11 +9,7 @@ dlmech/results, where the notebook reads them.
     python experiments/prune.py --repair vgg16-cifar10-d16 resnet56-cifar100 --files FOLDER [--ship]
 
 Selection, then repair: filters, by the seed of the calibration images; FOLDER holds the weights of networks
-that do not come with the package.
-
-    python experiments/prune.py --photographs --seeds 0 1 2 3 4 [--ship]
-
-The same on EfficientNet-Lite0, with a photograph of each of a thousand labels.
+that do not come with the package. On efficientnet-lite0 every seed draws other halves of the photographs.
 
     python experiments/prune.py --kernels vgg6-cifar10 vgg16-cifar10-d16 --seeds 0 1 2 [--ship]
 
@@ -24,7 +20,8 @@ The same for kernels from a layer to the next, by AFCC's clusters and by rules t
 How much smaller and faster a network gets at which loss, beside an even cut and torch-pruning.
 """
 import argparse, time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -42,21 +39,35 @@ from dlmech.run import generator, ParameterError, RESULTS, Run
 from dlmech.study.claims import NAMED, named_run
 from dlmech.study.compare import (Calibrated, cut_study, dilution_study, end_study, gather, head_study,
                                   kernel_study, latency_study, LIBRARY, Method, method_of, METHODS,
-                                  removal_study, repair_study, RULES, scratch_study, Subject, TABLES,
-                                  USUAL_SELECTIONS)
+                                  removal_study, repair_study, REPAIR_WAYS, RULES, scratch_study,
+                                  SELECTIONS, Subject, TABLES, USUAL_SELECTIONS)
 from dlmech.study.study import Study
 
 LITE0 = 'efficientnet-lite0'
 APART = [f'vgg6-cifar10-d64-fast-seed{n}' for n in (1, 2)]  # trained apart from vgg6-cifar10, which is seed 0
-# whose filters go: of which layers, which shares, and what `measure` is told; of a ResNet inner filters of
-# its last stage, as no others can go one by one, and fewer of them
 HALF_AND_MORE, RESNETS = (.5, .75), ('resnet56-cifar10', 'resnet56-cifar100')
 LAST_SIX = [f'layers.{n}' for n in range(8, 14)]
-FILTERS_OF = {'vgg16-cifar10-d16': (LAST_SIX, HALF_AND_MORE, {}),
-              **dict.fromkeys(['vgg6-cifar10', *APART], (['layers.4', 'layers.5'], HALF_AND_MORE, {})),
-              **dict.fromkeys(RESNETS, ([f'layer3.{block}.bn1' for block in range(9)], (.25, .5),
-                                        dict(largest_map=1024))),
-              'vgg16-cifar10-d64': (LAST_SIX, HALF_AND_MORE, {})}
+
+
+@dataclass(frozen=True)
+class FiltersOf:
+    "Whose filters go: of which layers, which shares, by which selections and repairs; of `Calibrated`."
+    layers: list[str]
+    removed: tuple[float, ...] = HALF_AND_MORE
+    how: dict = field(default_factory=dict)
+    selections: Sequence[str] = tuple(SELECTIONS)
+    ways: Sequence[str] = tuple(REPAIR_WAYS)
+
+
+# of a ResNet inner filters of its last stage, as no others can go one by one, and fewer of them; where a
+# label has one photograph, there are no label means, and so nothing that phase 3 knows
+FILTERS_OF = {
+    'vgg16-cifar10-d16': FiltersOf(LAST_SIX), 'vgg16-cifar10-d64': FiltersOf(LAST_SIX),
+    **dict.fromkeys(['vgg6-cifar10', *APART], FiltersOf(['layers.4', 'layers.5'])),
+    **dict.fromkeys(RESNETS, FiltersOf([f'layer3.{block}.bn1' for block in range(9)], (.25, .5),
+                                       dict(largest_map=1024))),
+    LITE0: FiltersOf([f'_blocks.{block}._bn0' for block in range(11, 16)], (.25, .5),
+                     dict(heads=None, batch=25), USUAL_SELECTIONS, ('zero', 'after GRAIL', 'ridge'))}
 INNER = [[f'layer3.{block}.{bn}' for block in (6, 7, 8)] for bn in ('bn1', 'bn2')]
 # whose kernels go: its name among those of the claims, and from which layers to which
 KERNELS_OF = {'vgg6-cifar10': ('vgg6', '4 to 5', ['layers.4', 'layers.5'], []),
@@ -108,8 +119,6 @@ def options() -> argparse.Namespace:
     p.add_argument('--device', default='auto')
     p.add_argument('--repair', nargs='+', choices=list(FILTERS_OF), default=[],
                    help='selection, then repair, on these networks')
-    p.add_argument('--photographs', action='store_true',
-                   help='selection, then repair, on EfficientNet-Lite0 and photographs of a thousand labels')
     p.add_argument('--kernels', nargs='+', choices=list(KERNELS_OF), default=[],
                    help='kernels by clusters and other rules, then repair, on these networks')
     p.add_argument('--calibration', type=int, default=2_000,
@@ -175,21 +184,11 @@ def halves(images: ImageSet, seed: int) -> Data:
     return Data(own, own, rest, 'imagenet-sample')
 
 
-def photograph_repairs(args: argparse.Namespace) -> None:
-    """Selection, then repair, at a thousand labels; every seed draws other halves of the photographs. As a
-    label has one photograph, there are no label means, and so nothing that phase 3 knows."""
-    from claims import lite0_net, photographs
-    net, images = lite0_net(), photographs(args.root)
-    layers = [f'_blocks.{block}._bn0' for block in range(11, 16)]
-    for seed in args.seeds:
-        make = lambda seed: Calibrated(net, halves(images, seed), layers, seed, heads=None, batch=25)
-        study = repair_study(table_folder(args)/'repair-filters.csv', LITE0, make, USUAL_SELECTIONS,
-                             ['zero', 'after GRAIL', 'ridge'], (.25, .5), [seed])
-        fill(study, f'{LITE0}, seed {seed}')
-
-
 def network_and_data(name: str, args: argparse.Namespace) -> tuple:
-    "A network of the package, or of a file of weights, and its images."
+    "A network of the package, or of a file of weights, and its images, or the photographs."
+    if name == LITE0:
+        from claims import lite0_net, photographs
+        return lite0_net(), photographs(args.root)
     named = NAMED.get(name)
     if not (named and named.weights): return dlmech.load(name), get_data(name.split('-')[1], args.root)
     run = start(layer='all', weights=str(args.files/named.weights), runs=args.runs, root=args.root,
@@ -203,9 +202,10 @@ def repairs(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for name in args.repair:
             net, data = network_and_data(name, args)
-            layers, removed, how = FILTERS_OF[name]
-            make = partial(Calibrated, net, data, layers, **how)
-            study = repair_study(folder/'repair-filters.csv', name, make, removed=removed, seeds=[seed])
+            of, images = FILTERS_OF[name], halves(data, seed) if name == LITE0 else data
+            make = partial(Calibrated, net, images, of.layers, **of.how)
+            study = repair_study(folder/'repair-filters.csv', name, make, of.selections, of.ways, of.removed,
+                                 [seed])
             fill(study, f'{name}, seed {seed}')
 
 
@@ -248,9 +248,7 @@ def main() -> None:
     args, runs = options(), []
     if args.cut: return cuts(args)
     if args.kernels: return kernels(args)
-    if args.photographs: photograph_repairs(args)
-    if args.repair: repairs(args)
-    if args.photographs or args.repair: return
+    if args.repair: return repairs(args)
     args.scores = args.scores or scores_there()
     for seed in args.seeds:
         runs.append(compare(args, seed))

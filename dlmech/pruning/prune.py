@@ -341,8 +341,7 @@ def prune(net: nn.Module,            # a trained network; stays as it is
 
     Raises a `ParameterError` for a share, score or repair that cannot be, and a `DlmechError` in one
     sentence for fields of images to score on, a budget that cannot be reached, a label without images, and
-    layers whose filters cannot be removed one by one. Without a measurement layers go by module path, and the
-    scores of phase 3 and the repairs by label means, or with means, are refused.
+    layers whose filters cannot be removed one by one. Without `m` layers go by their path.
 
         m = dlmech.measure(net, heads_on=data.train, fields_on=data.train)
         small, table = dlmech.prune(net, m, data.train, keep=.5, score_on=data.test)"""

@@ -30,6 +30,12 @@ from .links import (by_filter, gain_of, graph_of, Link, modules_of, norm_behind,
                                   reader_of)
 from ..run import DlmechError, generator, one_of, ParameterError, progress, shown
 
+# %% ../../nbs/04_scores.ipynb #6b0f3d18
+def _asked_for(value: Tensor|None, missing: str) -> Tensor:
+    "A value that was kept. Raises a `DlmechError` if it was not."
+    if value is None: raise DlmechError(f'scores: {missing}')
+    return value
+
 # %% ../../nbs/04_scores.ipynb #d1fcf5c8
 @dataclass
 class UnitStats:
@@ -49,8 +55,7 @@ class UnitStats:
     @property
     def fields(self) -> Tensor: # (C, K, K)
         "Averaged fields of phase 3. Raises a `DlmechError` where nothing was measured."
-        if self.averaged is not None: return self.averaged
-        raise DlmechError('scores: this one asks what phase 3 says, but nothing was measured')
+        return _asked_for(self.averaged, 'this one asks what phase 3 says, but nothing was measured')
     @cached_property
     def clusters(self) -> Clusters:
         "What the filters pick."
@@ -58,9 +63,8 @@ class UnitStats:
     @property
     def label_means(self) -> Tensor: # (K, C spread, …)
         "Label means of what the reader is given. Raises a `DlmechError` where they were not asked for."
-        if self.by_label is not None: return self.by_label
         why = 'nothing was measured' if self.averaged is None else 'unit_stats was given by_label=False'
-        raise DlmechError(f'scores: label means are asked for, but {why}')
+        return _asked_for(self.by_label, f'label means are asked for, but {why}')
 
 # %% ../../nbs/04_scores.ipynb #dd07098f
 def padded(m: nn.Conv2d, maps: Tensor) -> Tensor: # (n, C, h, w) -> (n, C, h', w')

@@ -45,7 +45,7 @@ from ..pruning.links import link_between, weights_of
 from ..pruning.prune import Budget, kept_filters, macs_left, probe_images, remove_and_repair
 from ..pruning.repair import draw_images, repair_on
 from ..pruning.scores import (head_trials, keep_top_filters, keep_top_n, kept_maps, KERNELS,
-                                   magnitude_masks, PHASE3, remove, SCORES, split, unit_stats)
+                                   magnitude_masks, PHASE3, remove, SCORES, split, unit_stats, UnitStats)
 from ..run import DlmechError, generator, one_of, ParameterError, read_csv, RESULTS, Run
 from ..stats import comparison_verdict, interval
 from .study import Study
@@ -471,6 +471,13 @@ def most_within(table: pd.DataFrame, # with the rows of the dense network, calle
     means: Any = rest.groupby([by, step])[['loss', x]].mean()
     return means[x].where(means.loss <= margin, 0.).groupby(by).max()
 
+# %% ../../nbs/05_compare.ipynb #3c7d9e02
+def _next_layers(net: nn.Module, measured: Iterable, stats_of: dict[str, UnitStats]) -> dict[str, str]:
+    "The measured layer that reads each layer, if it is one, by module path."
+    made_by = {weights_of(net, part.path): part.path for part in measured}
+    targets = {path: stats.link.target for path, stats in stats_of.items()}
+    return {path: made_by[target] for path, target in targets.items() if target in made_by}
+
 # %% ../../nbs/05_compare.ipynb #98e4d6fd
 class Calibrated:
     "A network with what some training images, drawn by a seed, say of some layers' filters."
@@ -488,9 +495,7 @@ class Calibrated:
         if heads: self.measurement = measure(net, drawn, fields_on=drawn, layers=asked, heads=heads,
                                              seed=seed, **how)
         self.stats_of = unit_stats(net, self.measurement, layers, Batches(drawn, batch, device), data.test)
-        made_by = {weights_of(net, part.path): part.path for part in self.measurement or ()}
-        targets = {path: stats.link.target for path, stats in self.stats_of.items()}
-        self.next_of = {path: made_by[target] for path, target in targets.items() if target in made_by}
+        self.next_of = _next_layers(net, self.measurement or (), self.stats_of)
         self.macs, self.net, front = macs_by_layer(net, x), net, nn.Identity()
         if not whole: front, self.net = split(net, next(iter(self.stats_of.values())).link.target, x)
         parts = drawn, draw_images(data.valid, scored, 0), draw_images(data.test, scored, 0)
