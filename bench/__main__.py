@@ -6,7 +6,9 @@ Prints every table, and writes it as CSV into the folder (default bench/results)
 page of figures, index.html. Each bench has a process of its own, as a process's peak memory never falls; one
 that fails is named, and the rest go on. A bench whose tables lie there, of this machine, these versions and
 these sizes, is not measured again, so that a call that was cut goes on; --again measures all of them. With
---quick everything is so small that the numbers mean nothing.
+--quick everything is so small that the numbers mean nothing. On a processor with AVX-512,
+ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m bench --out OTHER measures torch's own kernels and
+oneDNN's convolutions as they are without it.
 
 A table with a column of sizes (`AXES`, three values or more) and columns of costs (`COSTS`) makes a figure on
 logarithmic axes, with a line, and its slope, for each of what its texts and other sizes say; else a column
@@ -45,6 +47,13 @@ def cpu() -> tuple[str, str]:
     return about.get('model name', platform.machine()), ' '.join(f for f in flags if f.startswith(wanted))
 
 
+def instructions() -> str:
+    "Which instructions torch uses, and, where oneDNN was told to use fewer, what oneDNN does."
+    import torch
+    told = os.environ.get('ONEDNN_MAX_CPU_ISA', '')
+    return torch.backends.cpu.get_cpu_capability() + f', oneDNN {told}' * bool(told)
+
+
 def memory() -> float:
     "The machine's memory in GiB."
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -60,7 +69,8 @@ def machine() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
     return {'date': time.strftime('%Y-%m-%d %H:%M %z'), 'CPU': name, 'flags': flags,
             'cores': f'{os.cpu_count()}, of which this process may use {may}',
-            'memory': f'{memory():.0f} GiB', 'GPU': gpu, 'threads': str(torch.get_num_threads()),
+            'instructions': instructions(), 'memory': f'{memory():.0f} GiB', 'GPU': gpu,
+            'threads': str(torch.get_num_threads()),
             'load average before': ' '.join(f'{v:.1f}' for v in os.getloadavg()),
             'system': f'{platform.system()} {platform.machine()}',
             'versions': f'dlmech {dlmech.__version__}, torch {torch.__version__}, numpy {np.__version__}, '
@@ -101,7 +111,7 @@ class Results:
     done: dict[str, dict] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     # what must be the same for a table to stand
-    SAME = 'CPU', 'flags', 'GPU', 'threads', 'versions', 'sizes'
+    SAME = 'CPU', 'flags', 'instructions', 'GPU', 'threads', 'versions', 'sizes'
     def __post_init__(self):
         try: self.done = json.loads((self.out/'machine.json').read_text(encoding='utf-8'))['done']
         except (OSError, ValueError, KeyError): self.done = {}
@@ -224,6 +234,9 @@ def picture(table: pd.DataFrame) -> str:
     "The figure of a table as PNG in base64, '' if it has none."
     growth = growth_of(table)
     if growth: fig = growth_figure(table, **growth)
+    elif 'share_of_matrix_rate' in table:
+        from bench.limits import roofline_figure
+        fig = roofline_figure(table)
     elif 'ratio' in table and len(table) and (table['ratio'] > 0).all(): fig = ratio_figure(table)
     else: return ''
     fig.savefig(png := io.BytesIO(), format='png', dpi=110)

@@ -201,7 +201,7 @@ def main() -> None:
     found = tables(a.quick)
     for name, t in found.items():
         print(f'\n{name}\n{t.to_string(index=False, float_format=lambda v: f"{v:.4g}")}', flush=True)
-        if a.out: write_csv(a.out/f'bench-{name}.csv', t)
+        if a.out: write_csv(a.out/f'bench-limits{f"-{name}" * (name != "limits")}.csv', t)
     if a.out: roofline_figure(found['limits']).savefig(a.out/'bench-limits.png', dpi=120)
 
 

@@ -6,12 +6,13 @@ Prints one table, as `python -m bench --only null` does. The fields of `made` fi
 measured, and the times are those of `filters`.
 Seconds are of the processors, summed over threads, so that what else the machine does counts little.
 """
-import argparse, resource, time
+import argparse, time
 from collections.abc import Iterator
 
 import pandas as pd, torch
 
 from dlmech.null import measure_fields, PERMUTATIONS
+from dlmech.pace import peak_memory
 
 CASES = [(10, .2), (100, .03), (100, .2), (100, .5), (1000, .02), (1000, .1), (1000, .5)]
 
@@ -38,7 +39,7 @@ def rows(cases: list, filters: int, made: int, permutations: int) -> Iterator[di
     for K, share in cases:
         without, _ = seconds(made, K, share, 0)
         took, row = seconds(made, K, share, permutations)
-        so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20   # never falls
+        so_far = peak_memory() / 2**10   # never falls
         yield dict(K=K, ones=share, permutations_at_least=row['permutations'],
                    without_null_s=without * filters / made, with_null_s=took * filters / made,
                    peak_so_far_gb=so_far)

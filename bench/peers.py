@@ -5,20 +5,24 @@
 What a filter does on its own (phase 3), given heads:
 - published shape: the trunk anew for each layer, an einsum a batch, a scatter_add a filter (written from the
   published description);
-- captum: `LayerFeatureAblation` of every filter, all outputs at once. A few filters of a few images are
-  measured and scaled up;
+- captum: `LayerFeatureAblation` of every filter, all outputs at once;
 - hooks: forward hooks that keep all features of all layers;
 - torchvision: the same by `create_feature_extractor`;
 - torchlens: the same by `extract`.
+Of the published shape an eighth of the images is measured and scaled up, of captum a few filters of few
+images.
 
-A head on every layer: hooks, then scikit-learn's logistic regression with the same objective;
-and the published recipe of 200 epochs, the trunk anew for each layer and epoch: one is measured, and scaled.
+A head on every layer: all features by hooks, torchvision or torchlens, then scikit-learn's logistic
+regression with the same objective; and the published recipe of 200 epochs, the trunk anew for each layer and
+epoch: one is measured, and scaled.
 
 One thread, all in turn in one process. Ratios are of processor seconds within a round (median, smallest,
-largest round), since neighbours distort the wall's clock. Memory is how far the peak of a forked child rises.
+largest round), since neighbours distort the wall's clock. Memory is how far the peak of a process of its own
+rises when it does the same a second time; of the published shape and of captum it is that of one batch, as
+nothing is kept from one to the next.
 """
-import argparse, ctypes, math, os, resource, sys
-from collections.abc import Callable, Iterator
+import argparse, ctypes, json, math, os, subprocess, sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,8 +39,8 @@ from dlmech.datasets import get_data, ImageSet
 from dlmech.filter import observe
 from dlmech.layers import hooked
 from dlmech.model import load
-from dlmech.null import measure_layer
-from dlmech.pace import describe_machine, placed, times_in_turn
+from dlmech.null import measure_layer, PERMUTATIONS
+from dlmech.pace import describe_machine, peak_memory, placed, times_in_turn
 from dlmech.probe import exact_heads, Heads, layer_shapes, PAPER, train_heads, WEIGHT_DECAY
 from dlmech.run import DlmechError, write_csv
 from dlmech.trunk import Trunk
@@ -86,11 +90,12 @@ def case_of(net: nn.Module, data: ImageSet, K: int, layers: list[int], batch: in
 Fields = dict[str, Tensor]
 
 
-def ours(c: Case) -> Fields:
-    "All of phase 3: fields, and winners, top images, clusters and tables as well."
+def ours(c: Case, permutations: int = 0) -> Fields:
+    "All of phase 3: fields, and winners, top images, clusters and tables as well; with or without the null."
     found: dict[str, list] = {p: [] for p in c.paths}
     for p, (sums, responses) in observe(c.net, c.paths, c.batches, c.K, c.heads).items():
-        measure_layer(sums.means(), c.heads.weight(p), responses.wins, keep=found[p].append, permutations=0)
+        measure_layer(sums.means(), c.heads.weight(p), responses.wins, keep=found[p].append,
+                      permutations=permutations)
     return {p: torch.from_numpy(np.concatenate(parts)) for p, parts in found.items()}
 
 
@@ -186,24 +191,53 @@ by_hooks, by_torchvision, by_torchlens = (
 PEERS: dict[str, Callable[[Case], Fields]] = {
     'dlmech': ours, 'published shape': published, 'captum': partial(by_captum, filters=CAPTUM_FILTERS),
     'hooks': by_hooks, 'torchvision': by_torchvision, 'torchlens': by_torchlens}
-SCALED, BARE = ('published shape', 'captum'), 'bare forward pass'
+SCALED, BARE, NULL = ('published shape', 'captum'), 'bare forward pass', 'dlmech, with the null'
 
 
 # ---- what is measured of each
 
-def peak_mib(f: Callable[[], object]) -> float:
-    "How far the peak of the process's memory rises in a forked child; NaN if that fails."
+def rise(f: Callable[[], object]) -> float:
+    "How many MiB the peak of this process's memory rises above what it has now."
     with suppress(OSError, AttributeError): ctypes.CDLL('libc.so.6').malloc_trim(0)  # else it is used first
+    with suppress(OSError): Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')  # peak forgotten
+    before = peak_memory()
+    f()
+    return peak_memory() - before
+
+
+def peak_mib(f: Callable[[], object]) -> float:
+    "How far the peak of a forked child's memory rises at a second call; NaN if that fails."
     read, write = os.pipe()
     if not os.fork():
         with suppress(BaseException):
-            peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            before = peak()
-            f()
-            os.write(write, str((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10)).encode())
+            f()     # else what a fork leaves to be read again, torch's own code, counts too
+            os.write(write, str(rise(f)).encode())
         os._exit(0)
     os.close(write)
     with open(read, encoding='utf-8') as answer: return float(answer.read() or 'nan')
+
+
+def peak_apart(name: str, **case) -> float: # of `case_from`
+    "The same in a new process, for torchlens, which refuses to work in a forked one."
+    done = subprocess.run([sys.executable, __file__, '--peak', json.dumps(dict(name=name, case=case))],
+                          capture_output=True, encoding='utf-8')
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else math.nan
+
+
+def case_from(axis: str = '', size: int = 0, images: int = 0, d: int = 0, layers: Sequence[int] = ()) -> Case:
+    "A case of the growth, or one of a VGG-16's layers."
+    if axis: return growing(axis, size)
+    net, data, _ = network_and_images(d, images)
+    return case_of(net, data, 10, list(layers))
+
+
+def print_peak(asked: str) -> None:
+    "What `peak_apart` asks of a new process."
+    asked = json.loads(asked)
+    with one_thread():
+        c, f = case_from(**asked['case']), (PEERS | KEPT)[asked['name']]
+        f(c)
+        print(rise(partial(f, c)))
 
 
 def counted_flop(f: Callable[[], object]) -> int:
@@ -214,12 +248,13 @@ def counted_flop(f: Callable[[], object]) -> int:
 
 def fewer(c: Case, name: str) -> tuple[Case, float]:
     "The case with fewer images, for what takes long, and how much longer all images (and filters) take."
-    n = dict(captum=CAPTUM_IMAGES).get(name, max(CAPTUM_IMAGES, c.images // 8))
-    if name not in SCALED or n >= c.images and name != 'captum': return c, 1.
+    few = name == 'captum'     # filters, too
+    n = CAPTUM_IMAGES if few else max(CAPTUM_IMAGES, c.images // 8)
+    if name not in SCALED or (n >= c.images and not few): return c, 1.
     x, y = (torch.cat(t)[:n] for t in zip(*c.batches))
     small = replace(c, batches=list(zip(x.split(BATCH), y.split(BATCH))))
     passes = [(c.heads.weight(p).shape[1] + 1) / (CAPTUM_FILTERS + 2) for p in c.paths]  # one without
-    return small, c.images / len(y) * (float(np.mean(passes)) if name == 'captum' else 1)
+    return small, c.images / len(y) * (float(np.mean(passes)) if few else 1)
 
 
 def difference(found: Fields, expected: Fields) -> float:
@@ -246,14 +281,18 @@ def bare(c: Case) -> None:
 
 
 def phase3_table(c: Case, repeats: int) -> pd.DataFrame:
-    "A row for each peer: seconds, ratio, peak memory, agreement; and a bare forward pass."
-    far, cases = agreement(c), {name: fewer(c, name) for name in PEERS}   # agreement: the warm-up, too
-    steps = {name: partial(f, cases[name][0]) for name, f in PEERS.items()} | {BARE: partial(bare, c)}
-    t = times_in_turn(steps, repeats, warm=False).set_index('what')
+    """A row for each peer: seconds, ratio, peak memory, agreement; and a bare forward pass, and ours with the
+    null, which none of the others has."""
+    far, cases = agreement(c), {name: fewer(c, name) for name in PEERS}
+    steps = {name: partial(f, cases[name][0]) for name, f in PEERS.items()}
+    steps |= {BARE: partial(bare, c), NULL: partial(ours, c, PERMUTATIONS)}
+    t = times_in_turn(steps, repeats).set_index('what')
     scale = pd.Series({name: times for name, (_, times) in cases.items()}).reindex(t.index, fill_value=1.)
     t = t.mul(scale, axis=0)
     t['scaled'] = scale
-    t['peak_mib'] = [peak_mib(f) if scale[name] == 1 else math.nan for name, f in steps.items()]
+    one = replace(c, batches=c.batches[:1])
+    t['peak_mib'] = [peak_mib(f if scale[name] == 1 else partial(PEERS[name], one))
+                     for name, f in steps.items()]
     return t.assign(difference=pd.Series(far)).reset_index()
 
 
@@ -276,10 +315,10 @@ def exact(c: Case) -> Weights:
     return {p: heads.weight(p).flatten(1) for heads in found for p in heads.paths}
 
 
-def by_sklearn(tol: float, c: Case) -> Weights:
-    "All features, kept by hooks, then scikit-learn's logistic regression of each layer: the same objective."
+def by_sklearn(tol: float, features_of: Callable[[Case], Features], c: Case) -> Weights:
+    "All features, then scikit-learn's logistic regression of each layer: the same objective."
     from sklearn.linear_model import LogisticRegression
-    features, y = hook_features(c)
+    features, y = features_of(c)
     found, asked = {}, dict(C=1 / (len(y) * WEIGHT_DECAY), fit_intercept=False, max_iter=10_000, tol=tol)
     for p in c.paths:
         fit = LogisticRegression(**asked)
@@ -293,20 +332,24 @@ def an_epoch(c: Case) -> None:
     for p in c.paths: train_heads(c.net, [p], c.batches, c.K, replace(PAPER, epochs=1))
 
 
-HEADS = {'dlmech': exact, 'hooks, scikit-learn, tol=1e-4': partial(by_sklearn, 1e-4),
-         'hooks, scikit-learn, tol=1e-6': partial(by_sklearn, 1e-6)}   # its default, and about our loss
+HEADS = {'dlmech': exact, 'hooks, scikit-learn, tol=1e-4': partial(by_sklearn, 1e-4, hook_features),
+         'hooks, scikit-learn, tol=1e-6': partial(by_sklearn, 1e-6, hook_features)}
+# 1e-4 is scikit-learn's default, with 1e-6 its loss is about ours
+KEPT = {'torchvision, scikit-learn, tol=1e-4': partial(by_sklearn, 1e-4, torchvision_features),
+        'torchlens, scikit-learn, tol=1e-4': partial(by_sklearn, 1e-4, torchlens_features)}
 
 
 def heads_tables(c: Case, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "A row for each way: seconds, ratio, peak memory; and the loss of each layer's heads."
     found: dict[str, Weights] = {}
-    steps = {name: (lambda name=name, f=f: found.__setitem__(name, f(c))) for name, f in HEADS.items()}
+    steps = {name: (lambda name=name, f=f: found.__setitem__(name, f(c)))
+             for name, f in (HEADS | KEPT).items()}
     epoch = f'published recipe, {PAPER.epochs} epochs'
-    t = times_in_turn(steps | {epoch: partial(an_epoch, c)}, repeats, warm=False).set_index('what')
+    steps[epoch] = partial(an_epoch, c)
+    t = times_in_turn(steps, repeats).set_index('what')
     t.loc[epoch] *= PAPER.epochs
     t['scaled'] = [PAPER.epochs if name == epoch else 1 for name in t.index]
-    again = 'dlmech', 'hooks, scikit-learn, tol=1e-4'    # a smaller tolerance needs no more memory
-    t['peak_mib'] = [peak_mib(steps[name]) if name in again else math.nan for name in t.index]
+    t['peak_mib'] = [math.nan if '1e-6' in name else peak_mib(f) for name, f in steps.items()]  # as of 1e-4
     features, y = hook_features(c)
     losses = pd.DataFrame([dict(layer=p, inputs=features[p][0].numel()) |
                            {name: loss_of(w[p], features[p].flatten(1), y) for name, w in found.items()}
@@ -329,18 +372,20 @@ def growing(axis: str, value: int) -> Case:
     return case_of(net, random_images(size['N'], size['K']), size['K'], layers, 32)
 
 
-HEADS_GROWTH: dict[int, list[int]] = {5: [512, 4096], 9: [512, 4096, 8192], 13: [512, 4096, 32768]}
+# of layer 5 our head looks at 4,096 images at most (`HEAD_BYTES`), of 9 at 8,192
+HEADS_GROWTH: dict[int, list[int]] = {5: [512, 2048, 8192], 9: [512, 2048, 8192], 13: [512, 4096, 32768]}
 
 
 def heads_rows(c: Case) -> pd.DataFrame:
-    "A row for each way to the head of a case's one layer, ours first: seconds, their ratio, and the loss."
+    "A row for each way to the head of a case's one layer, ours first: seconds, ratio, peak memory, loss."
     found: dict[str, Weights] = {}
     steps = {name: (lambda name=name, f=f: found.__setitem__(name, f(c)))
              for name, f in HEADS.items() if '1e-6' not in name}
-    t, (features, y) = times_in_turn(steps, 1, warm=False), hook_features(c)
+    t, (features, y) = times_in_turn(steps, 1), hook_features(c)
     x = features[c.paths[0]].flatten(1)
     losses = [loss_of(found[name][c.paths[0]], x, y) for name in t.what]
-    return t.assign(layer=c.paths[0], inputs=x.shape[1], images=c.images, loss=losses)
+    peaks = [peak_mib(steps[name]) for name in t.what]
+    return t.assign(layer=c.paths[0], inputs=x.shape[1], images=c.images, loss=losses, peak_mib=peaks)
 
 
 def heads_growth(asked: dict[int, list[int]], d: int) -> pd.DataFrame:
@@ -357,11 +402,14 @@ def growth_rows(axis: str, value: int, repeats: int) -> Iterator[dict]:
     cases = {name: fewer(c, name) if name == 'captum' else (c, 1.) for name in PEERS}
     steps = {name: partial(f, cases[name][0]) for name, f in PEERS.items()}
     flop = {name: counted_flop(f) for name, f in steps.items()}                          # the warm-up, too
-    seconds = times_in_turn(steps, repeats, warm=False).cpu_s.tolist()
-    for (name, f), s in zip(steps.items(), seconds):
+    slow = dict(captum=steps['captum'])   # it takes longer than all others together, and is scaled
+    t = pd.concat([times_in_turn({name: f for name, f in steps.items() if name not in slow}, repeats, False),
+                   times_in_turn(slow, 1, False)]).set_index('what').cpu_s
+    for name, f in steps.items():
         times = cases[name][1]
-        yield dict(peer=name, axis=axis, size=value, cpu_s=s * times, flop=flop[name] * times,
-                   peak_mib=peak_mib(f) if name != 'captum' else math.nan)
+        most = peak_apart(name, axis=axis, size=value) if name == 'torchlens' else peak_mib(f)
+        yield dict(peer=name, axis=axis, size=value, cpu_s=t[name] * times, flop=flop[name] * times,
+                   peak_mib=most)
 
 
 def slope(sizes: pd.Series, values: pd.Series) -> float:
@@ -397,19 +445,28 @@ def growth_figure(growth: pd.DataFrame) -> Figure:
 
 # ---- all of it
 
+def with_torchlens(t: pd.DataFrame, images: int, d: int, layers: list[int]) -> pd.DataFrame:
+    "A table with the peak memory of torchlens."
+    for i in t.index[t.what.str.startswith('torchlens')]:
+        t.loc[i, 'peak_mib'] = peak_apart(t.what[i], images=images, d=d, layers=layers)
+    return t
+
+
 def each_table(quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
     "The tables by name, as they are made: phase 3 and heads beside the peers, and how all grow."
-    d, N, layers, repeats = (4, 64, [2, 5], 1) if quick else (64, 512, list(range(1, 14)), 2)
+    d, N, layers, repeats = (4, 64, [2, 5], 1) if quick else (64, 512, list(range(1, 14)), 3)
     net, data, what = network_and_images(d, N)
     about = dict(network=what, machine=describe_machine())
-    yield 'phase3', phase3_table(case_of(net, data, 10, layers), repeats).assign(images=N, **about)
+    phase3 = with_torchlens(phase3_table(case_of(net, data, 10, layers), repeats), N, d, layers)
+    yield 'phase3', phase3.assign(images=N, **about)
     few = data.at(torch.arange(N // 2))   # labels come in turn
-    heads, losses = heads_tables(case_of(net, few, 10, layers), 1)
+    heads, losses = heads_tables(case_of(net, few, 10, layers), min(repeats, 2))
+    heads = with_torchlens(heads, len(few), d, layers)
     yield 'heads', heads.assign(images=len(few), **about)
     yield 'losses', losses.assign(images=len(few), **about)
     grids = dict(N=GRIDS['N'][:2]) if quick else GRIDS
     growth = pd.DataFrame([row for axis, sizes in grids.items() for size in sizes
-                           for row in growth_rows(axis, size, 1)])
+                           for row in growth_rows(axis, size, repeats)])
     yield 'growth', growth.assign(machine=describe_machine())
     yield 'slopes', slopes_of(growth)
     asked = {2: [32, 64]} if quick else HEADS_GROWTH
@@ -436,7 +493,9 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--quick', action='store_true', help='tiny sizes: whether it runs, not how fast')
     p.add_argument('--out', type=Path, help='a folder for CSV files and the figure')
+    p.add_argument('--peak', help=argparse.SUPPRESS)
     a = p.parse_args()
+    if a.peak: return print_peak(a.peak)
     found = {}
     with one_thread():
         for name, t in each_table(a.quick): found[name] = shown(name, t, a.out)

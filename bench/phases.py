@@ -6,7 +6,7 @@ Prints one table, as `python -m bench --only phases` does. Each pair is run `rep
 ratio is that of the medians, so that what else the machine does hits both sides. Peak memory is that of
 processes of their own, since a process's peak never falls.
 """
-import argparse, resource, statistics, subprocess, sys, time
+import argparse, statistics, subprocess, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from dlmech.datasets import ImageSet
 from dlmech.filter import fields, LabelSums, observe
 from dlmech.model import compiled
 from dlmech.null import measure_layer
+from dlmech.pace import peak_memory
 from dlmech.probe import Heads, layer_shapes, PAPER, train_heads
 
 
@@ -82,8 +83,8 @@ def bench_phase3(device: torch.device, n: int, repeats: int) -> Iterator[dict]:
     net, paths, heads = vgg16(device)
     batches = Batches(random_images(n), 250, device)
     pair = in_turn(lambda: phase3(net, paths, heads, batches), lambda: forward(net, batches), repeats, device)
-    yield row(f'(a) phase 3, 13 layers of VGG-16, {n} images / bare forward pass', pair, '<= 1.10',
-              lambda r: r <= 1.1)
+    yield row(f'(a) phase 3 without the null, 13 layers of VGG-16, {n} images / bare forward pass', pair,
+              '<= 1.10', lambda r: r <= 1.1)
 
 
 # ---- (b) fields beside two plain ways to them
@@ -159,7 +160,7 @@ def peak(device: torch.device, n: int) -> float:
     net, paths, heads = vgg16(device)
     phase3(net, paths, heads, Batches(random_images(n), 250, device))
     if device.type == 'cuda': return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_memory()
 
 
 def bench_memory(device: torch.device) -> Iterator[dict]:

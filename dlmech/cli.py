@@ -180,7 +180,7 @@ def run_zoo() -> None:
 
     `dlmech.load` gives them by name."""
     import dlmech
-    columns = ['arch', 'dataset', 'd', 'recipe', 'epochs', 'test_success_rate', 'megabytes']
+    columns = ['arch', 'dataset', 'd', 'recipe', 'epochs', 'test_success_rate', 'aim', 'hours', 'megabytes']
     print(dlmech.zoo()[columns].to_string(na_rep=''))
 
 # %% ../nbs/07_cli.ipynb #87029bc2

@@ -1,6 +1,7 @@
 """What is made when the site is built, and not kept in git: notebooks without nbdev's lines, the API by
 module, the papers' claims, benchmarks, faults, the glossary, and a report of a measured network."""
-import base64, io, json, os, re, shutil, sys
+import base64, json, os, re, shutil, sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -149,21 +150,32 @@ TIMES = {
         'The three phases',
         "Each beside what it is held against, in turn; medians of the wall's clock, one thread, nothing else "
         'running.'),
+    'bench-phases-avx2': (
+        'The same by AVX2 in place of AVX-512',
+        "On the same machine: torch's own kernels and oneDNN's convolutions were told not to use more."),
     'bench-limits': (
         "Near the machine's limits",
-        'Operations and bytes that each work needs are counted while it runs; beside them the rates '
+        "Operations, and the bytes that torch's calls read and write, whatever of it caches keep, are "
+        'counted while each work runs; beside them the rates '
         'of a matrix product, of a convolution and of a copy, measured in turn with it. The figure is '
         'the roofline: how many operations a byte, how many a processor second.'),
     'bench-peers-phase3': (
         'What every filter does (phase 3), beside other libraries',
         'The same network, images, layers and heads; answers agree up to `difference`. *Published '
-        'shape* follows the published description; of Captum a part is measured and scaled.'),
+        'shape* follows the published description; of it and of Captum a part is measured and scaled, and '
+        'their memory is that of one batch. Here batches are made before; where the three phases are '
+        'timed, making them counts in the bare pass too.'),
     'bench-peers-heads': (
         'A head on every layer (phase 2), beside other libraries',
         'The objective is the same. Of the published recipe one epoch is measured and scaled.'),
     'bench-peers-losses': (
         'How good these heads are',
         'The objective that each reaches, layer by layer: less is better.'),
+    'bench-peers-heads-growth': (
+        'How a head on one layer grows',
+        'With the images, on three layers: seconds, peak memory, and the loss that is reached. Our exact '
+        'head keeps the maps of as many images as have them in 128 MiB, and looks at no more, so its memory '
+        'ends there; what is kept to be fitted grows with every image.'),
     'bench-peers-growth': (
         'How time and memory grow',
         'With the number of images N, of labels K, of filters in the first layer, and of layers, on '
@@ -185,8 +197,9 @@ MANY = 16  # rows: a longer table is folded
 
 def time_tables() -> dict[str, pd.DataFrame]:
     "Tables of time and memory by name: those told of here, and whatever `bench` has left."
-    left = [*sorted(RESULTS.glob('bench-*.csv')), *sorted((TOP/'bench'/'results').glob('*.csv'))]
-    paths = {p.stem: p for p in left} | {name: RESULTS/f'{name}.csv' for name in TIMES}
+    paths = {name: RESULTS/f'{name}.csv' for name in TIMES}
+    paths |= {p.stem: p for p in sorted(RESULTS.glob('bench-*.csv'))}
+    paths |= {f'bench-{p.stem}': p for p in sorted((TOP/'bench'/'results').glob('*.csv'))}
     order = [*TIMES, *(name for name in paths if name not in TIMES)]
     return {name: read_csv(paths[name]) for name in order if paths[name].exists()}
 
@@ -195,14 +208,8 @@ def benchmark_figures() -> dict[str, bytes]:
     "The figures of these tables, as PNG, by the table's name: drawn as `bench` draws them."
     sys.path.insert(0, str(TOP))
     from bench.__main__ import picture
-    from bench.limits import roofline_figure
-    tables = time_tables()
-    found = {name: base64.b64decode(text) for name, t in tables.items()
-             if name.startswith('bench-') and (text := picture(t))}
-    if 'bench-limits' in tables:
-        roofline_figure(tables['bench-limits']).savefig(png := io.BytesIO(), dpi=110)
-        found['bench-limits'] = png.getvalue()
-    return found
+    return {name: base64.b64decode(text) for name, t in time_tables().items()
+            if name.startswith('bench-') and (text := picture(t))}
 
 
 def benchmark(name: str, table: pd.DataFrame, drawn: bool) -> str:
@@ -221,30 +228,74 @@ def benchmark(name: str, table: pd.DataFrame, drawn: bool) -> str:
 REFERENCES = 'matrix product', 'convolution', 'copy'  # of the table of limits: what works are held against
 
 
+Aim = tuple[str, float, float, bool]  # what, aim, measured, whether at least the aim
+TYPES = {'share_of_matrix_rate': 'a matrix product of its type',
+         'share_of_fastest': 'the fastest of its type here, product or convolution'}
+
+
+def aims_of_phases(t: pd.DataFrame, where: str = '') -> list[Aim]:
+    "Each row says its own."
+    told = [(where + re.sub(r'^\(\w\) ', '', str(row.what)), str(row.aim).split(), row.ratio)
+            for row in t.itertuples()]
+    return [(what, float(aim), ratio, sign == '>=') for what, (sign, aim), ratio in told]
+
+
+def aims_of_phase3(t: pd.DataFrame) -> list[Aim]:
+    "Beside a bare pass, and beside the peers."
+    ratio, n = t.set_index('what').ratio, t.images.iloc[0]
+    passes, bare = ratio / ratio['bare forward pass'], 'as a multiple of a bare forward pass'
+    own = {'dlmech': '', 'dlmech, with the null': ' with the null'}
+    return [*((f'phase 3 of all layers{more}, {n} images, {bare}', 1.1, passes[name], False)
+              for name, more in own.items() if name in passes),
+            ('phase 3 of all layers against captum, times as fast', 1000, ratio['captum'], True),
+            ('the same against the published shape, times as fast', 50, ratio['published shape'], True)]
+
+
+def aims_of_heads(t: pd.DataFrame) -> list[Aim]:
+    "Time beside heads that are as good as ours (see the table of losses), memory beside the cheapest."
+    n, t = t.images.iloc[0], t.set_index('what')
+    same, kept = (t.filter(like=f'hooks, scikit-learn, tol={tol}', axis=0) for tol in ('1e-6', '1e-4'))
+    return [(f'exact heads, {n} images, against {same.index[0]}, times as fast', 10, same.ratio.iloc[0],
+             True),
+            (f'their peak memory, {n} images, as a share of that of {kept.index[0]}', 1.,
+             t.peak_mib['dlmech'] / kept.peak_mib.iloc[0], False)]
+
+
+def aims_of_growth(t: pd.DataFrame) -> list[Aim]:
+    "Memory with the most images."
+    last = t[t.images == t.images.max()].set_index('what').peak_mib
+    what = f'peak memory of an exact head, {t.images.max():,} images, as a share of that of {last.index[1]}'
+    return [(what, 1., last.iloc[0] / last.iloc[1], False)]
+
+
+def aims_of_limits(t: pd.DataFrame) -> list[Aim]:
+    "Each work's share of either rate."
+    own = t[~t.what.str.startswith(REFERENCES)]
+    return [(f'{row.what}, as a share of the rate of {of}', .6, getattr(row, column), True)
+            for column, of in TYPES.items() for row in own.itertuples()]
+
+
+def aims_of_explorer(t: pd.DataFrame) -> list[Aim]:
+    "Few labels, and many."
+    return [(f'a tick of the explorer, {row.run}, 95th percentile of the wall, ms', most, row.filter_p95_ms,
+             False) for row, most in zip(t.itertuples(), (50., 100.))]
+
+
+AIMS_OF = {
+    'bench-phases': aims_of_phases,
+    'bench-phases-avx2': partial(aims_of_phases, where='AVX2: '),
+    'bench-peers-phase3': aims_of_phase3,
+    'bench-peers-heads': aims_of_heads,
+    'bench-peers-heads-growth': aims_of_growth,
+    'bench-limits': aims_of_limits,
+    'bench-limits-start': lambda t: [(f'{row.what}, processor seconds', row.aim, row.cpu_s, False)
+                                     for row in t.itertuples()],
+    'bench-explore': aims_of_explorer}
+
+
 def aims(tables: dict[str, pd.DataFrame]) -> str:
     "What was aimed at, and what came of it, from these tables."
-    by = {name: t.set_index('what') for name, t in tables.items() if 'what' in t and t.what.is_unique}
-    asked: list[tuple[str, float, float, bool]] = []  # what, aim, measured, whether at least the aim
-    if (t := by.get('bench-phases')) is not None:
-        for what, row in t.iterrows():
-            sign, aim = str(row.aim).split()
-            asked.append((re.sub(r'^\(\w\) ', '', str(what)), float(aim), row.ratio, sign == '>='))
-    if (t := by.get('bench-peers-phase3')) is not None:
-        asked += [(f'phase 3 of all layers with the null, {t.images.iloc[0]} images, as a multiple of a bare '
-                   'forward pass', 1.1, 1 / t.ratio['bare forward pass'], False),
-                  ('the same against captum, times as fast', 1000, t.ratio['captum'], True),
-                  ('the same against the published shape, times as fast', 50,
-                   t.ratio['published shape'], True)]
-    if (t := by.get('bench-peers-heads')) is not None:
-        same = t.filter(like='tol=1e-6', axis=0)  # as good as ours: see the table of losses
-        asked += [(f'exact heads, {t.images.iloc[0]} images, against {same.index[0]}, times as fast', 10,
-                   same.ratio.iloc[0], True)]
-    if (t := by.get('bench-limits')) is not None:
-        own = t[~t.index.str.startswith(REFERENCES)]
-        for of, column in (('a matrix product of its type', 'share_of_matrix_rate'),
-                           ('the fastest of its type here, product or convolution', 'share_of_fastest')):
-            asked += [(f'{what}, as a share of the rate of {of}', .6, share, True)
-                      for what, share in own[column].items()]
+    asked = [aim for name, aims_of in AIMS_OF.items() if name in tables for aim in aims_of(tables[name])]
     met = lambda aim, now, least: 'met' if (now >= aim if least else now <= aim) else 'missed'
     rows = [dict(what=what, aim=f'{"at least" if least else "at most"} {aim:,g}', measured=now,
                  result=met(aim, now, least)) for what, aim, now, least in asked]
@@ -273,7 +324,7 @@ def glossary() -> str:
     return '\n\n'.join(f'{term}\n: {text}' for term, text in GLOSSARY.items())
 
 
-SHOWN = 'zoo:vgg16-cifar10-d64'  # the zoo's best network
+SHOWN = 'zoo:vgg16-cifar10-d64'  # the network whose measurement comes with the package
 LAYERS = 1, 7, 13              # of it, those that the site has room for
 
 

@@ -4,6 +4,7 @@ papers' claims.
     python experiments/claims.py vgg6 vgg6-untrained --seeds 0 1 2 --runs runs --root DATA
     python experiments/claims.py resnet56-cifar10 --files FOLDER
     python experiments/claims.py vgg16 --causal 250 --causal-layers 10 11 12 13
+    python experiments/claims.py vgg16-half --seeds 0 1 2 --runs runs
     python experiments/claims.py vgg6 --seeds 1 2 --weights 1=seed1.safetensors 2=seed2.safetensors
 
 Names are those of `dlmech.study.claims.NAMED`, and efficientnet_lite0. What a run's folder has is not made

@@ -26,6 +26,8 @@ SETTINGS: dict[str, Recipe] = {
     'fast': FAST,
     'brief': BRIEF,
     'brief, no average': replace(BRIEF, average=0.),
+    'brief, SGD in place of Muon': replace(BRIEF, optimizer='sgd', lr=FAST.lr * 2, fc_lr=FAST.fc_lr * 2,
+                                           weight_decay=FAST.weight_decay),  # of `fast`, for twice the batch
     'brief, labels as they are': replace(BRIEF, smoothing=0.),
     'brief, nothing cut out': replace(BRIEF, cutout=0),
     'brief, flipped at random': replace(BRIEF, flip=True),

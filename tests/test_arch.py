@@ -1,6 +1,7 @@
 """The papers' networks and torchvision's: built, trained, measured; maps that are pooled; weights that do not
 fit."""
 import urllib.error
+from hashlib import sha256
 
 import pytest, torch, torchvision
 
@@ -8,7 +9,7 @@ import dlmech
 from dlmech.arch import arch_names, get_model, layers_of, PLANS
 from dlmech.datasets import get_data
 from dlmech.measurement import measure_run
-from dlmech.model import start, zoo
+from dlmech.model import start, zoo, zoo_weights
 from dlmech.run import DlmechError, ParameterError, read_csv, write_tensors
 
 CONVOLUTIONS_AND_FC = dict(vgg6=(5, 1), vgg11=(10, 1), vgg16=(13, 3), avgg6=(5, 1), avgg8=(5, 3),
@@ -155,6 +156,8 @@ def test_every_network_of_the_zoo_loads_by_name():
         assert net.stated['test_success_rate'] == row.test_success_rate
         assert len(net.table) == len(layers_of(row.arch, row.d))
         assert net(torch.zeros(1, 3, 32, 32)).shape == (1, net.stated['K'])
+        assert {'hours', 'hardware', 'versions', 'trained_by', 'optimizer', 'megabytes'} <= set(net.stated)
+        assert sha256(zoo_weights(name).read_bytes()).hexdigest() == net.stated['sha256']
     with pytest.raises(ParameterError, match='means no network; it may be'): dlmech.load('vgg99')
 
 

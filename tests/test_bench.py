@@ -59,12 +59,13 @@ def test_a_call_that_was_cut_goes_on_and_what_is_there_stands(tmp_path, capsys):
     assert bench.main(asked, cut) == 0
     assert calls[4:] == ['train']
     about = json.loads((tmp_path/'machine.json').read_text())
-    about['done']['checks']['CPU'] = 'another'                 # and so is what another machine has measured
+    about['done']['checks']['CPU'] = 'another'                 # and so is what another machine has measured,
+    about['done']['train']['instructions'] = 'other'           # or this one by other instructions
     (tmp_path/'machine.json').write_text(json.dumps(about))
     assert bench.main(asked, cut) == 0
-    assert calls[5:] == ['checks']
+    assert calls[5:] == ['train', 'checks']
     assert bench.main([*asked, '--again'], cut) == 0
-    assert calls[6:] == ['afcc', 'train', 'checks']
+    assert calls[7:] == ['afcc', 'train', 'checks']
 
 
 def test_growth_is_drawn_with_its_slope():

@@ -47,7 +47,7 @@ def test_fewer_images_and_filters_are_scaled(tiny, monkeypatch):
 def test_heads_of_both_have_the_same_loss(tiny):
     one = replace(tiny, paths=tiny.paths[1:])
     features, y = peers.hook_features(one)
-    ours, theirs = peers.exact(one), peers.by_sklearn(1e-6, one)
+    ours, theirs = peers.exact(one), peers.by_sklearn(1e-6, peers.hook_features, one)
     for p in one.paths:
         a, b = (peers.loss_of(w[p], features[p].flatten(1), y) for w in (ours, theirs))
         assert a <= b + 1e-5
@@ -62,6 +62,15 @@ def test_heads_grow_side_by_side(monkeypatch):
     assert t.ratio[::2].eq(1).all()
     ours, theirs = t.loss[::2].to_numpy(), t.loss[1::2].to_numpy()
     assert (ours <= theirs + 1e-5).all()
+
+
+def test_memory_is_what_a_call_needs_besides_what_there_is():
+    filled = lambda: torch.ones(2**25).sum()     # 128 MiB
+    filled()
+    assert 110 < peers.peak_mib(filled) < 200
+    assert peers.peak_mib(lambda: None) < 20
+    with pytest.raises(ZeroDivisionError): peers.rise(lambda: 1 / 0)
+    assert math.isnan(peers.peak_mib(lambda: 1 / 0))
 
 
 def test_labels_grow_with_an_image_of_each():

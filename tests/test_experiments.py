@@ -1,6 +1,6 @@
 """The script that trains the papers' networks, tried on a tiny one: ended at any point, it goes on; it leaves
 whole files. Where it is ended hangs on what it has done, not on how fast the machine is."""
-import json, os, signal, subprocess, sys
+import hashlib, json, os, signal, subprocess, sys
 from functools import partial
 
 import pandas as pd, pytest, torch, torch.nn.functional as F
@@ -26,12 +26,14 @@ def test_a_step_at_a_time(tmp_path):
     done = run(*command(tmp_path, '--steps', '1'))
     assert done.returncode == 0, done.stderr[-2000:]
     assert ended(tmp_path) == [('train', 0)], done.stderr[-2000:]
+    assert 'phase 1: epoch 1' in done.stderr     # what it does is said
     trained = next((tmp_path/'runs').rglob('train.csv'))
     before = trained.stat().st_mtime_ns
     assert not list(tmp_path.rglob('layers.csv'))
     done = run(*command(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert ended(tmp_path) == [('train', 0), ('measure', 0), ('silence', 0)], done.stderr[-2000:]
+    steps = [('train', 0), ('measure', 0), ('silence', 0)]
+    assert ended(tmp_path) == [('train', 0), *steps], done.stderr[-2000:]
     assert trained.stat().st_mtime_ns == before
     assert pd.read_csv(tmp_path/'out'/'tiny'/'exact'/'layers.csv').layer.tolist() == [1, 2, 3, 4, 5]
     tests = sorted(f.stem for f in (tmp_path/'out'/'tiny'/'exact').glob('causal-*.csv'))
@@ -40,6 +42,25 @@ def test_a_step_at_a_time(tmp_path):
     assert stated['arch'] == 'vgg6'
     assert stated['epochs'] == 1
     assert 0 <= stated['test_success_rate'] <= 1
+    assert stated['hours'] >= 0
+    assert 'threads' in stated['hardware']
+    assert len(list((tmp_path/'out'/'tiny').glob('*-layers.csv'))) == 1   # shipped again once it is measured
+
+
+def test_large_weights_are_shipped_in_parts(tmp_path, monkeypatch):
+    "What `ship` puts into a folder of its own is cut all the same."
+    from experiments import paper
+    monkeypatch.setattr('dlmech.model.SMALL', 100)
+    monkeypatch.setattr(paper, 'PART', 10_000)
+    monkeypatch.setattr(sys, 'argv', ['paper', '--runs', str(tmp_path/'runs'), '--out', str(tmp_path/'out')])
+    paper.train('tiny', paper.JOBS['tiny'], paper.parser().parse_args())
+    large = tmp_path/'out'/'tiny'/'large'
+    parts = sorted(large.glob('*.safetensors.*'), key=lambda f: int(f.suffix[1:]))
+    assert len(parts) > 1
+    whole = tmp_path/'whole.safetensors'
+    whole.write_bytes(b''.join(f.read_bytes() for f in parts))
+    stated = json.loads(next((tmp_path/'out'/'tiny').glob('*.json')).read_text())
+    assert hashlib.sha256(whole.read_bytes()).hexdigest() == stated['sha256']
 
 
 ENDLESS = ('--epochs', '100000')  # more than any machine trains meanwhile
@@ -74,7 +95,7 @@ def test_what_is_stopped_goes_on_from_its_last_epoch(tmp_path):
         wait_for(partial(has_gone_on, tmp_path, len(seen)), p)
         p.send_signal(signal.SIGINT)
         assert p.wait(600) == 0
-        assert ended(tmp_path) == [('train', 'stopped')]
+        assert ended(tmp_path)[-1] == ('train', 'stopped')
         now = epochs_of(tmp_path)
         assert now[:len(seen)].values.tolist() == seen.values.tolist()
         assert now.epoch.tolist() == list(range(1, len(now) + 1))

@@ -102,3 +102,31 @@ def test_large_weights_lie_beside_the_package(tmp_path, monkeypatch):
     assert success_rate(net, Batches(run.data.test)) == stated['test_success_rate']
     (tmp_path/'large'/f'{name}.safetensors').unlink()
     with pytest.raises(ParameterError, match='come with a checkout only'): model.load(name)
+
+
+def test_a_network_that_cannot_be_compiled_here_trains_as_it_is(monkeypatch, caplog):
+    def failing(f):
+        def forward(*args): raise RuntimeError('no C++ compiler')
+        return forward
+    monkeypatch.setattr(torch, 'compile', failing)
+    paces = [Pace(number='float32'), Pace(number='float32', compiled=True)]
+    net = get_model('vgg6', 10, d=2)
+    with caplog.at_level('INFO', 'dlmech'): t = measure_paces(net, 4, 32, 10, CPU, paces, 1)
+    assert best_pace(t) == paces[0]
+    assert len(t) == 1
+    assert 'no C++ compiler' in caplog.text
+
+
+def test_a_very_long_training_tries_what_compiling_gains(tmp_path, monkeypatch):
+    asked = []
+    def speeds(net, batch, size, K, device, paces=PACES):
+        asked.append(paces)
+        t = table(a=100, b=150)
+        return t.assign(compiled=[p.compiled for p in paces]) if len(paces) == 2 else t
+    monkeypatch.setattr(model, 'measure_paces', speeds)
+    monkeypatch.setattr(model, 'LONG', 1.)
+    monkeypatch.setattr('dlmech.pace.COMPILED', 0.)
+    run = start(arch='vgg6', d=2, epochs=1, labels='0,1', runs=str(tmp_path))
+    r, net = get_recipe('fast', 'vgg6', run.data, 1), get_model('vgg6', 2, d=2)
+    assert pace_of(run, net, r).compiled
+    assert [p.compiled for p in asked[1]] == [None, True]

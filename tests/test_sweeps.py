@@ -50,7 +50,8 @@ class Pretending(ThreadPoolExecutor):
 def test_rows_stand_in_the_order_of_the_plan_and_only_missing_ones_are_made(tmp_path):
     file, calls = sweep_file(tmp_path, SMALL), []
     table = run_sweep(file, on=lambda: Pretending(fail=[0], lose=[2], calls=calls))
-    assert table.columns.tolist() == ['arch', 'dataset', 'd', 'epochs', 'seed', 'success_rate', 'failed']
+    assert table.columns.tolist() == [
+        'notebook', 'arch', 'dataset', 'd', 'epochs', 'seed', 'success_rate', 'failed']
     assert table.seed.tolist() == [2, 0, 1]
     assert table.failed.tolist() == ['', 'no memory', '']
     assert sorted(calls) == [0, 1, 2, 2]
@@ -72,6 +73,16 @@ def test_more_rows_later_leave_those_that_are_there(tmp_path):
     assert run_sweep(more, on=lambda: Pretending(calls=calls)).seed.tolist() == [3, 2]
     assert calls == [3]
     assert pd.read_csv(tmp_path/'runs'/'sweep-small.csv').seed.tolist() == [3, 2, 0, 1]
+
+
+def test_another_notebook_is_another_run(tmp_path):
+    run_sweep(sweep_file(tmp_path, SMALL), on=Pretending)
+    calls = []
+    other = sweep_file(tmp_path, SMALL + 'notebook: 02_probe\n')
+    table = run_sweep(other, on=lambda: Pretending(calls=calls))
+    assert sorted(calls) == [0, 1, 2]
+    assert table.notebook.tolist() == ['02_probe'] * 3
+    assert len(pd.read_csv(tmp_path/'runs'/'sweep-small.csv')) == 6
 
 
 def test_what_is_lost_too_often_is_named_and_the_rest_goes_on(tmp_path):
@@ -161,7 +172,7 @@ cross: {seed: [0, 1], layer: [1, last]}
 '''))
     calls = plan_calls(s)
     assert [tuple(key.values()) for key, _ in calls] == [
-        ('digits', *row, seed, layer) for row in (('vgg6', 2), ('vgg16', '')) for seed in (0, 1)
+        ('03_filter', 'digits', *row, seed, layer) for row in (('vgg6', 2), ('vgg16', '')) for seed in (0, 1)
         for layer in (1, 'last')]
     call = calls[4][1]
     assert call.params['d'] == 32  # that of the digits, as a phase has it

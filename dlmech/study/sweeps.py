@@ -412,7 +412,7 @@ def _check_table(s: SweepFile, given: Sequence[str]) -> None:
     if wrong := [name for name in s.table if not re.fullmatch(r'[\w.-]+\.(csv|json)', name)]:
         raise ParameterError(f'table: {shown(wrong[0])} is not possible; it may be a file of the run, as '
                              'layers.csv or config.json')
-    names = [*given, 'failed', *itertools.chain(*s.table.values())]
+    names = ['notebook', *given, 'failed', *itertools.chain(*s.table.values())]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ParameterError(f'table: {twice[0]} is a column already')
 
@@ -427,7 +427,7 @@ def plan_calls(s: SweepFile) -> list[tuple[dict, RunCall]]:
         of = re.sub(r'[^\w.]', '-', f'-layer-{p.layer}') if 'layer' in row else ''
         out = run_at(p).tables/f'{Path(name).stem}{of}.ipynb'
         params = {k: v for k, v in asdict(p).items() if k in defaults}
-        key = {k: v for k, v in row.items() if k not in _OF_MACHINE}
+        key = dict(notebook=name) | {k: v for k, v in row.items() if k not in _OF_MACHINE}
         calls.append((key, RunCall(name, params, str(out), 'dlmech.study.sweeps:read_results', [s.table])))
     return calls
 
