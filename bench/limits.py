@@ -33,6 +33,7 @@ from dlmech.trunk import Trunk
 
 aten = torch.ops.aten
 FORMULAS: dict[Any, Callable] = flop_registry | {
+    aten.addmm_: flop_registry[aten.addmm], aten.baddbmm_: flop_registry[aten.baddbmm],
     aten.linalg_cholesky_ex: lambda A, *_, **__: A.shape[-1]**3 / 3,
     aten.linalg_solve_triangular: lambda A, B, *_, **__: A.shape[-1] * B.numel()}
 

@@ -10,11 +10,11 @@ What a filter does on its own (phase 3), given heads:
 - torchvision: the same by `create_feature_extractor`;
 - torchlens: the same by `extract`.
 Of the published shape an eighth of the images is measured and scaled up, of captum a few filters of few
-images.
+images, by the operations of the passes that all filters take.
 
 A head on every layer: all features by hooks, torchvision or torchlens, then scikit-learn's logistic
 regression with the same objective; and the published recipe of 200 epochs, the trunk anew for each layer and
-epoch: one is measured, and scaled.
+epoch: one and two are measured, and scaled.
 
 One thread, all in turn in one process. Ratios are of processor seconds within a round (median, smallest,
 largest round), since neighbours distort the wall's clock. Memory is how far the peak of a process of its own
@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlmech.arch import get_model, layers_of
 from dlmech.batches import Batches
 from dlmech.datasets import get_data, ImageSet
-from dlmech.filter import observe
+from dlmech.filter import chunks, fields, label_means, observe
 from dlmech.layers import hooked
 from dlmech.model import load
 from dlmech.null import measure_layer, PERMUTATIONS
@@ -92,11 +92,22 @@ Fields = dict[str, Tensor]
 
 def ours(c: Case, permutations: int = 0) -> Fields:
     "All of phase 3: fields, and winners, top images, clusters and tables as well; with or without the null."
-    found: dict[str, list] = {p: [] for p in c.paths}
+    found = {}
     for p, (sums, responses) in observe(c.net, c.paths, c.batches, c.K, c.heads).items():
-        measure_layer(sums.means(), c.heads.weight(p), responses.wins, keep=found[p].append,
-                      permutations=permutations)
-    return {p: torch.from_numpy(np.concatenate(parts)) for p, parts in found.items()}
+        parts: list[Tensor] = []
+        measure_layer(sums.means(), c.heads.weight(p), responses.wins, permutations=permutations,
+                      keep=lambda M, to=parts: to.append(torch.from_numpy(M).float()))
+        found[p] = torch.cat(parts)
+    return found
+
+
+def our_fields(c: Case) -> Fields:
+    "The fields, from label means: all that the others give."
+    found = {}
+    for p, means in label_means(c.net, c.paths, c.batches, c.K).items():
+        W = c.heads.weight(p)
+        found[p] = torch.cat([fields(means[:, f], W[:, f]).float() for f in chunks(W.shape[1], c.K**2)])
+    return found
 
 
 @torch.no_grad()
@@ -189,8 +200,9 @@ by_hooks, by_torchvision, by_torchlens = (
     (lambda c, features_of=f: of_features(c, *features_of(c)))
     for f in (hook_features, torchvision_features, torchlens_features))
 PEERS: dict[str, Callable[[Case], Fields]] = {
-    'dlmech': ours, 'published shape': published, 'captum': partial(by_captum, filters=CAPTUM_FILTERS),
-    'hooks': by_hooks, 'torchvision': by_torchvision, 'torchlens': by_torchlens}
+    'dlmech': ours, 'dlmech, fields alone': our_fields, 'published shape': published,
+    'captum': partial(by_captum, filters=CAPTUM_FILTERS), 'hooks': by_hooks,
+    'torchvision': by_torchvision, 'torchlens': by_torchlens}
 SCALED, BARE, NULL = ('published shape', 'captum'), 'bare forward pass', 'dlmech, with the null'
 
 
@@ -246,6 +258,21 @@ def counted_flop(f: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def flop_up_to(c: Case, path: str) -> int:
+    "The operations of a pass of the network up to a layer, for one image."
+    x = c.batches[0][0][:1]
+    with Trunk(c.net, [path]) as trunk:
+        trunk(x)    # after which it knows where a pass may end
+        return counted_flop(lambda: trunk(x))
+
+
+def captum_scale(c: Case) -> float:
+    """How many times the operations that captum takes for `CAPTUM_FILTERS` of each layer it takes for all: a
+    pass up to the layer for each filter, one for all others together, and two with none set to zero."""
+    passes = [(flop_up_to(c, p), c.heads.weight(p).shape[1]) for p in c.paths]
+    return sum(t * (C + 2) for t, C in passes) / sum(t * (CAPTUM_FILTERS + 3) for t, _ in passes)
+
+
 def fewer(c: Case, name: str) -> tuple[Case, float]:
     "The case with fewer images, for what takes long, and how much longer all images (and filters) take."
     few = name == 'captum'     # filters, too
@@ -253,8 +280,7 @@ def fewer(c: Case, name: str) -> tuple[Case, float]:
     if name not in SCALED or (n >= c.images and not few): return c, 1.
     x, y = (torch.cat(t)[:n] for t in zip(*c.batches))
     small = replace(c, batches=list(zip(x.split(BATCH), y.split(BATCH))))
-    passes = [(c.heads.weight(p).shape[1] + 1) / (CAPTUM_FILTERS + 2) for p in c.paths]  # one without
-    return small, c.images / len(y) * (float(np.mean(passes)) if few else 1)
+    return small, c.images / len(y) * (captum_scale(c) if few else 1)
 
 
 def difference(found: Fields, expected: Fields) -> float:
@@ -327,9 +353,18 @@ def by_sklearn(tol: float, features_of: Callable[[Case], Features], c: Case) -> 
     return found
 
 
-def an_epoch(c: Case) -> None:
-    "One epoch of the published recipe for each layer, the trunk anew for each."
-    for p in c.paths: train_heads(c.net, [p], c.batches, c.K, replace(PAPER, epochs=1))
+def epochs(n: int, c: Case) -> None:
+    "So many epochs of the published recipe for each layer, the trunk anew for each."
+    for p in c.paths: train_heads(c.net, [p], c.batches, c.K, replace(PAPER, epochs=n))
+
+
+def of_recipe(t: pd.DataFrame, one: str, two: str) -> pd.DataFrame:
+    "A table with the published recipe in place of the rows for one of its epochs, and for two."
+    times = t.loc[one] + (PAPER.epochs - 1) * (t.loc[two] - t.loc[one])   # what comes before is done once
+    times[['ratio_low', 'ratio_high']] = math.nan
+    t = t.drop([one, two])
+    t.loc[f'published recipe, {PAPER.epochs} epochs'] = times
+    return t
 
 
 HEADS = {'dlmech': exact, 'hooks, scikit-learn, tol=1e-4': partial(by_sklearn, 1e-4, hook_features),
@@ -344,12 +379,11 @@ def heads_tables(c: Case, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     found: dict[str, Weights] = {}
     steps = {name: (lambda name=name, f=f: found.__setitem__(name, f(c)))
              for name, f in (HEADS | KEPT).items()}
-    epoch = f'published recipe, {PAPER.epochs} epochs'
-    steps[epoch] = partial(an_epoch, c)
-    t = times_in_turn(steps, repeats).set_index('what')
-    t.loc[epoch] *= PAPER.epochs
-    t['scaled'] = [PAPER.epochs if name == epoch else 1 for name in t.index]
-    t['peak_mib'] = [math.nan if '1e-6' in name else peak_mib(f) for name, f in steps.items()]  # as of 1e-4
+    t = times_in_turn(steps | {f'{n}': partial(epochs, n, c) for n in (1, 2)}, repeats).set_index('what')
+    t = of_recipe(t, '1', '2')
+    t['scaled'] = [1 if name in steps else PAPER.epochs for name in t.index]
+    peak = lambda name: math.nan if '1e-6' in name else peak_mib(steps.get(name, partial(epochs, 1, c)))
+    t['peak_mib'] = list(map(peak, t.index))   # of 1e-6 it is that of 1e-4
     features, y = hook_features(c)
     losses = pd.DataFrame([dict(layer=p, inputs=features[p][0].numel()) |
                            {name: loss_of(w[p], features[p].flatten(1), y) for name, w in found.items()}
@@ -373,7 +407,7 @@ def growing(axis: str, value: int) -> Case:
 
 
 # of layer 5 our head looks at 4,096 images at most (`HEAD_BYTES`), of 9 at 8,192
-HEADS_GROWTH: dict[int, list[int]] = {5: [512, 2048, 8192], 9: [512, 2048, 8192], 13: [512, 4096, 32768]}
+HEADS_GROWTH: dict[int, list[int]] = {layer: [512, 2048, 8192] for layer in (5, 9, 13)}
 
 
 def heads_rows(c: Case) -> pd.DataFrame:

@@ -56,18 +56,18 @@ def random_images(n: int, K: int = 10) -> ImageSet:
     return ImageSet(pixels, torch.arange(n) % K, [str(i) for i in range(K)])
 
 
-def vgg16(device: torch.device):
-    "VGG-16, d = 64, its layers and a head on each."
-    net = get_model('vgg16', 10).to(device, memory_format=torch.channels_last).eval()
+def vgg16(device: torch.device, d: int = 64):
+    "VGG-16, its layers and a head on each."
+    net = get_model('vgg16', 10, d).to(device, memory_format=torch.channels_last).eval()
     paths = layers_of('vgg16')
     shapes = layer_shapes(net, paths, torch.zeros(1, 3, 32, 32, device=device))
     return net, paths, Heads(shapes, 10).to(device)
 
 
-def phase3(net, paths: list[str], heads: Heads, batches) -> None:
-    "All of phase 3 for these layers: one pass, fields, clusters, tables."
+def phase3(net, paths: list[str], heads: Heads, batches, permutations: int = 0) -> None:
+    "All of phase 3 for these layers: one pass, fields, clusters, tables; with or without the null."
     for p, (sums, responses) in observe(net, paths, batches, 10, heads).items():
-        measure_layer(sums.means(), heads.weight(p), responses.wins, permutations=0)  # bench/null.py has it
+        measure_layer(sums.means(), heads.weight(p), responses.wins, permutations=permutations)
 
 
 @torch.no_grad()

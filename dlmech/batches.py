@@ -10,6 +10,7 @@ __all__ = ['IMAGES', 'LABELS', 'CHANNELS', 'images_and_labels', 'as_labels', 'as
 # %% ../nbs/01_batches.ipynb #7374b158
 import copy, os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +24,8 @@ from torch.utils.data import (BatchSampler, DataLoader, default_collate, RandomS
 
 from .datasets import as_rgb, Augment, decode_files, Draws, FileSet, ImageSet, to_float
 from .parameters import SEED
-from .ranks import mine, Ranks, ranks, summed
-from .run import check_int, DlmechError, generator, ParameterError, shown
+from .ranks import heard, mine, Ranks, ranks, summed, telling, Told
+from .run import check_int, digest_of, DlmechError, generator, ParameterError, shown
 
 # %% ../nbs/01_batches.ipynb #a9ede95b
 IMAGES = 'image', 'images', 'img', 'pixel_values', 'x', 'input', 'inputs'
@@ -207,6 +208,9 @@ class Share:
     def sizes(self, order: list[list[int]]) -> list[int]:
         "The numbers of images of the batches that `of` takes a part of."
         return [len(b) for b in order if len(b) >= self.ranks.world]
+    def telling(self) -> AbstractContextManager:
+        "Around a pass that ends in `check_dealt`: what goes wrong on one rank is raised by all."
+        return telling() if self.ranks.several and not self.within else nullcontext()
 
 # %% ../nbs/01_batches.ipynb #8fb2e72b
 class _Order:
@@ -238,6 +242,15 @@ class _Order:
         last = len(self.data) // self.batch if self.set.loading.get('drop_last') else None
         return [b.tolist() for b in order.split(self.batch)][:last]
 
+# %% ../nbs/01_batches.ipynb #10ea4332
+def _check_same(digests: list[str] # of what the batches are made of, on each rank
+               ) -> None:
+    "Raises a `DlmechError` if they are not one."
+    if len(set(digests)) == 1: return
+    raise Told(f'the {len(digests)} processes do not have the same images in the same order; each may be '
+               'given all of them, and no loader that was dealt already (by a DistributedSampler, or by '
+               "Accelerate's prepare), since dlmech deals them")
+
 # %% ../nbs/01_batches.ipynb #23eea4b9
 class _Dealt(_Order):
     "The part of a set's batches that is this rank's; all of them until they are `dealt`."
@@ -251,16 +264,21 @@ class _Dealt(_Order):
         return self.share.of(self.order())
     def dealt(self, within: bool = False # a part of every batch; False: every world-th batch
              ) -> Any:
-        "The same batches as far as they are this rank's (ours)."
+        """The same batches as far as they are this rank's (ours).
+
+        Raises a `DlmechError` if not all ranks have the same images in the same order."""
+        if ranks().several: _check_same(heard(digest_of([len(self.data), self.order()])))
         own = copy.copy(self)
         own.share = Share(ranks(), within)
         own.workers = -(-self.workers // int(os.environ.get('LOCAL_WORLD_SIZE') or 1))
         return own if own.share.ranks.several else self
     def promised(self) -> tuple[int, int]:
-        "How many images this rank has, without those that cannot be read, and how many all have together."
+        """How many images this rank has, without those that cannot be read, and how many all have together.
+
+        Raises a `DlmechError` for what went wrong on any."""
         own, skipped = sum(self.own_order(), []), getattr(self.data, 'skipped', {})
         lost = sum(self.data.files[i] in skipped for i in own) if skipped else 0
-        return len(own) - lost, sum(map(len, self.order())) - int(summed([torch.tensor(lost)])[0])
+        return len(own) - lost, sum(map(len, self.order())) - sum(heard(lost))
 
 # %% ../nbs/01_batches.ipynb #a51ac16d
 class _OwnSet(_Dealt):
@@ -340,11 +358,12 @@ class Batches(_Reading):
         self.epoch, self.numbers, self.share, self.of = 0, torch.empty(0, dtype=torch.int64), Share(), 0
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         sizes = iter(self.share.sizes(self.order()) if self.share.within else [])
-        for x, y in self.of_own_set() if self.own else self.of_any_set():
-            if self.K: check_labels_fit(y, self.K)
-            self.of = next(sizes, len(y))  # images of the whole batch that this is a part of
-            yield x, y
-        _check_read(len(list(sizes)))
+        with self.share.telling():
+            for x, y in self.of_own_set() if self.own else self.of_any_set():
+                if self.K: check_labels_fit(y, self.K)
+                self.of = next(sizes, len(y))  # images of the whole batch that this is a part of
+                yield x, y
+            _check_read(len(list(sizes)))
 
 # %% ../nbs/01_batches.ipynb #bed1d5df
 def check_labels_fit(y: Tensor, K: int) -> None:
@@ -356,23 +375,29 @@ def check_labels_fit(y: Tensor, K: int) -> None:
 # %% ../nbs/01_batches.ipynb #82abdf92
 class EveryNth:
     "Of any batches this rank's, every world-th."
-    def __init__(self, batches: Any, r: Ranks): self.batches, self.ranks, self.images = batches, r, (0, 0)
+    def __init__(self, batches: Any, r: Ranks):
+        self.batches, self.ranks, self.images, self.seen = batches, r, (0, 0), ''
     def __len__(self) -> int: return len(range(self.ranks.rank, len(self.batches), self.ranks.world))
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        own = at = 0
-        for i, (x, y) in enumerate(self.batches):
-            self.numbers = getattr(self.batches, 'numbers', torch.arange(at, at+len(y)))
-            at += len(y)
-            if i % self.ranks.world != self.ranks.rank: continue
-            own += len(y)
-            yield x, y
+        own, at, self.seen = 0, 0, ''
+        with telling():
+            for i, (x, y) in enumerate(self.batches):
+                self.numbers = getattr(self.batches, 'numbers', torch.arange(at, at+len(y)))
+                at += len(y)
+                self.seen = digest_of([self.seen, torch.as_tensor(y).tolist()])
+                if i % self.ranks.world != self.ranks.rank: continue
+                own += len(y)
+                yield x, y
         self.images = own, at
     def at(self, epoch: int) -> 'EveryNth':
         "The same, of the batches of that epoch."
         if hasattr(self.batches, 'at'): self.batches.at(epoch)
         return self
     def promised(self) -> tuple[int, int]:
-        "How many images this rank has, and how many all have together, once they were gone through."
+        """How many images this rank has, and how many all have together, once they were gone through.
+
+        Raises a `DlmechError` for what went wrong on any, and if their labels come in other orders."""
+        _check_same(heard(self.seen))
         return self.images
 
 # %% ../nbs/01_batches.ipynb #e354f50f
@@ -393,7 +418,8 @@ def dealt_within(batches: Any) -> Any:
 def check_dealt(n: int,       # images that this rank has met
                 batches: Any  # of `dealt`
                ) -> None:
-    "Raises a `DlmechError` if the images that the ranks have met do not add up to those that there are."
+    """Ends a pass. Raises a `DlmechError` for what went wrong on one rank, or if the images that all have
+    met do not add up to those that there are."""
     if not ranks().several: return
     (own, there), world = batches.promised(), ranks().world
     met, promised, all_there = summed([torch.tensor(i) for i in (n, own, there)])

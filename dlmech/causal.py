@@ -25,12 +25,12 @@ from torch import nn, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .batches import UnitColours
+from .batches import as_set, Batches, UnitColours
 from .figures import TEXT
 from .filter import CHUNK, LabelSums
 from .layers import answer_of, chosen_tensor, evaluating, LayerName, tensors_in
 from .measurement import FiledLayer, LayerMeasurement, Measurement, own_head, RunSource
-from .probe import PENALTIES, RIDGE_INPUTS, ridge_solve
+from .probe import check_met, check_same_images, PENALTIES, RIDGE_INPUTS, ridge_solve
 from .ranks import agreed, gathered, mine, ranks, summed
 from .run import (check_int, clusters_of, DlmechError, generator, PACKAGE, progress, read_csv,
                         read_tensors, write_csv, write_tensors)
@@ -326,6 +326,8 @@ def measure_falls(net: nn.Module,   # any network; stays as it is
     Raises a `DlmechError` for a layer that takes no part, or a label without an image."""
     x, every = batches[0][0], [list(g) for g in groups] or [[c] for c in range(C)]
     own = mine(range(len(every)))  # of several processes each silences its own
+    images = sum(len(y) for _, y in batches)
+    check_met(len(own) * images, len(every) * images)
     s, sums = Silencer(net, path, x[:4], C, [every[i] for i in own or [0]]), LabelSums(K)
     batches = list(_fitting(batches, s.maps_of(x[:1])))
     for x, y in batches: sums.add(s.maps_of(x), y)
@@ -428,6 +430,12 @@ def in_colours(m: Measurement, data: Any) -> Any:
     "Somebody's data as the measurement's network takes it: colours in [0, 1] where it has a normalisation."
     return UnitColours(data) if getattr(m.source, 'normal', None) else data
 
+# %% ../nbs/03_causal.ipynb #d1b4415a
+def _check_given(device: torch.device, *sets: Any) -> None:
+    "Raises a `DlmechError` if several processes were given different images."
+    if not ranks().several: return
+    for data in sets: check_same_images(Batches(data, 100, device, workers=0), len(as_set(data).data))
+
 def measure_causal(layer: LayerMeasurement, images: Any = None, n: int = CAUSAL_IMAGES, on: str = '',
                    filters: Sequence[int] = ()      # some of the layer's; (): all
                   ) -> Falls:
@@ -437,6 +445,7 @@ def measure_causal(layer: LayerMeasurement, images: Any = None, n: int = CAUSAL_
     Raises a `DlmechError` if the measurement has no network or no images, or a label has no image."""
     m = layer.whole
     data, on = other_images(m) if images is None else (in_colours(m, images), on or 'images given')
+    _check_given(_device(m.net), data)
     batches = even_batches(data, _device(m.net), check_int('n', n, m.K))
     found = measure_falls(m.net, layer.path, batches, m.K, len(layer), [[f] for f in filters])
     return replace(found, on=on)
@@ -592,7 +601,10 @@ def unit_heads(layer: LayerMeasurement, train: Any, test: Any, # labelled data
     m, device = layer.whole, _device(layer.whole.net)
     train, test = in_colours(m, train), in_colours(m, test)
     path, = readable(m.net, [layer.path.split('@')[0]], even_batches(train, device, 2)[0][0], RIDGE_INPUTS)
-    own = _own_images(even_batches(train, device, images[0]))
+    _check_given(device, train, test)
+    whole = even_batches(train, device, images[0])
+    own = _own_images(whole)
+    check_met(*(sum(len(y) for _, y, *_ in part) for part in (own, whole)))
     maps, y = _features(layer, own, path)
     C, s = maps.shape[1:]
     held = torch.cat([numbers for *_, numbers in own]) % 5 == 0

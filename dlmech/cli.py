@@ -171,8 +171,11 @@ def run_sweep_file(
         workers: Annotated[int, Option(metavar='N', help='at once; 0: one here, all elsewhere')] = 0) -> None:
     """Measure many networks, a row of a table each.
 
-    What is done already is not done again."""
-    print(import_module('dlmech.study.sweeps').run_sweep(file, on=on, workers=workers).to_string())
+    What is done already is not done again. The row of a run that failed holds the error, and
+    the exit status is 1 then."""
+    table = import_module('dlmech.study.sweeps').run_sweep(file, on=on, workers=workers)
+    print(table.to_string(), flush=True)
+    if (table['failed'] != '').any(): raise typer.Exit(1)
 
 @as_command
 def run_zoo() -> None:
@@ -315,7 +318,7 @@ def _options(version: Annotated[bool, Option('--version', callback=_version, is_
     "What stands before a command."
 
 def main(args: list[str]|None = None) -> int: # None: those of the command line
-    "The command `dlmech`: 0; 2 after an error, which is said in one sentence; 130 if it was stopped."
+    "The command `dlmech`: 0; 1 if runs of a sweep failed; 2 after an error, said in a line; 130 if stopped."
     _speak()
     try: app(args, prog_name='dlmech')
     except SystemExit as e: return int(e.code or 0)

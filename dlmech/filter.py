@@ -17,7 +17,7 @@ from torch import nn, Tensor
 
 from .batches import check_dealt, dealt
 from .probe import Heads
-from .ranks import gathered, ranks, summed
+from .ranks import gathered, ranks, summed, telling
 from .run import check_parameter, DlmechError, progress
 from .trunk import Trunk
 
@@ -160,7 +160,7 @@ def observe(net: nn.Module,   # any network; stays as it is
     `DlmechError` if there are none."""
     seen = seen or {p: (LabelSums(K), Responses(heads.weight(p)) if heads else None) for p in paths}
     at, buffer, batches = 0, torch.empty(BUFFER), dealt(batches)
-    with Trunk(net, paths) as trunk:
+    with Trunk(net, paths) as trunk, telling():
         for x, y in progress(batches, 'phase 3', unit='batch'):
             index = getattr(batches, 'numbers', torch.arange(at, at+len(y)))
             for p, maps in trunk(x).items():

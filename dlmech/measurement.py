@@ -40,7 +40,7 @@ from .layers import (all_layers, answer_of, answering_view, check_layers, check_
 from .model import (data_digest, keep_stamp, later_data, load, model_of, resolve, train_or_load, ZOO,
                           zoo_weights)
 from .null import measure_layer
-from .ranks import agreed, gathered, held, mine, ranks
+from .ranks import agreed, heard, held, mine, ranks, telling
 
 # %% ../nbs/03_measure.ipynb #11f407d4
 from .probe import (centred_heads, drop_rows, exact_heads, has_head, head_facts, head_success, Heads,
@@ -551,8 +551,10 @@ def assembled(network: list[str], heads: Heads, success: dict[str, float],
     "The Measurement of what one pass has seen."
     network, rows, stores = [p.partition('@')[0] for p in network], [], {}
     means = {p: seen[p][0].means() for p in heads.paths}
-    own = {p: measure_layer(means[p], heads.weight(p), seen[p][1].wins, threshold) for p in mine(heads.paths)}
-    found = {p: tables for part in gathered(own) for p, tables in part.items()}
+    with telling():
+        own = {p: measure_layer(means[p], heads.weight(p), seen[p][1].wins, threshold)
+               for p in mine(heads.paths)}
+    found = {p: tables for part in heard(own) for p, tables in part.items()}
     for p in heads.paths:
         (filters, row), n = found[p], network.index(p.partition('@')[0]) + 1
         rows.append(layer_row(n, p, success[p], row, head_facts(heads, p)))
@@ -778,7 +780,7 @@ class Pass(_Parts):
         tensors, header = read_tensors(self.path)
         if header['on'] == self.on and self.heads.items() <= json.loads(header['heads']).items():
             self.done = int(header['done'])
-            if ranks().first: _take_up(self.seen, tensors)  # once, of several processes
+            if ranks().first or not len(self): _take_up(self.seen, tensors)  # once, if it is added up again
     def __len__(self) -> int: return len(self.order) - self.done
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         numbers, first, kept = torch.tensor(sum(self.order[self.done:], [])), self.done, time.monotonic()
@@ -848,19 +850,35 @@ def _measure_layers(run: Run, net: nn.Module, layers: list[int], heads: Heads) -
                 ', '.join(map(str, layers)))
     agreed(lambda: drop_rows(table, layers))
     if len(batches): observe(net, paths, batches, run.data.K, seen=batches.seen)
-    def write(n: int) -> None:
-        row = measure_run_layer(run, n, *batches.seen[run.layers[n-1]], heads)
+    def write(n: int, found: tuple|None) -> None:
+        row = measure_run_layer(run, n, *batches.seen[run.layers[n-1]], heads, found)
         if n == layers[-1]: discard(batches.path)  # before the last row: with that, nobody looks here again
         merge_rows(table, pd.DataFrame([row]))
-    for n in layers: agreed(partial(write, n))
+    for i in range(0, len(layers), world := ranks().world):  # so many at a time: a killed run keeps those
+        found = _dealt_tables(run, layers[i:i + world], batches.seen, heads)
+        for n in layers[i:i + world]: agreed(partial(write, n, found.get(n)))
 
-def measure_run_layer(run: Run, n: int, sums: LabelSums, responses: Responses, heads: Heads) -> dict:
+def _dealt_tables(run: Run, layers: list[int], seen: Seen, heads: Heads
+                 ) -> dict[int, tuple[pd.DataFrame, dict]]:
+    """The tables of these layers by number, each made by one rank; none of one process, which makes them
+    as it writes the fields."""
+    if not ranks().several: return {}
+    made = lambda p: measure_layer(seen[p][0].means(), heads.weight(p), seen[p][1].wins, run.params.threshold)
+    with telling(): own = {n: made(run.layers[n-1]) for n in mine(layers)}
+    return {n: tables for part in heard(own) for n, tables in part.items()}
+
+# %% ../nbs/03_measure.ipynb #b9392a92
+def measure_run_layer(run: Run, n: int, sums: LabelSums, responses: Responses, heads: Heads,
+                      found: tuple[pd.DataFrame, dict]|None = None # its tables, if they are made already
+                     ) -> dict:
     "Writes a layer's fields, filters and top images into the run's folder; its row for layers.csv."
     path = run.layers[n-1]
     head = heads.weight(path)
     K, C = head.shape[:2]
     with tensor_in_parts(run.tables/f'fields-{n}.safetensors', 'fields', (C, K, K)) as keep:
-        filters, row = measure_layer(sums.means(), head, responses.wins, run.params.threshold, keep)
+        means = sums.means()
+        filters, row = found or measure_layer(means, head, responses.wins, run.params.threshold, keep)
+        for c in chunks(C, K*K) if found else []: keep(fields(means[:, c], head[:, c]).cpu().numpy())
     made_of = content_digest(run.file(f'head-{n}.safetensors'))
     write_layer(run.tables, n, responses.top(), filters, made_of=made_of)
     success = read_csv(run.file('probe.csv')).set_index('layer').test_success_rate

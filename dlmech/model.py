@@ -33,7 +33,8 @@ from .datasets import check_dataset, Data, data_stamp, FileSet, get_data, get_te
 from .layers import answer_of, evaluating, layer_numbers
 from .pace import (best_pace, compiled, compiled_besides, describe_pace, measure_paces, Pace, placed,
                          training_flops, USUAL)
-from .ranks import agreed, as_first, first_then_all, held, in_step, parallel, ranks, summed
+from .ranks import (agreed, as_first, first_then_all, held, in_step, parallel, ranks, summed,
+                          telling)
 from .run import (cells_run, check_injected, check_parameters, check_same, content_digest, damaged,
                         differing, digest_of, discard, DlmechError, generator, get_device, in_words, logger,
                         MANIFEST, native_size, one_of, open_run, PACKAGE, ParameterError, Parameters,
@@ -241,7 +242,7 @@ def success_rate(net: nn.Module, batches: Any # (x, y)
                 ) -> float:
     "The share of images whose largest output is their label's; `net` is in evaluation mode while it runs."
     batches = dealt(batches)
-    with evaluating(net):
+    with evaluating(net), telling():
         told = [(int((answer_of(net(x)).argmax(1) == y).sum()), len(y)) for x, y in batches]
     right, n = (sum(t[i] for t in told) for i in (0, 1))
     check_dealt(n, batches)

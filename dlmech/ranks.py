@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'PATIENCE', 'lone_environment', 'Ranks', 'ranks', 'alone', 'in_step', 'mine', 'summed', 'gathered', 'collected',
-           'agreed', 'first_then_all', 'wait', 'held', 'parallel', 'as_first']
+           'Told', 'heard', 'telling', 'agreed', 'first_then_all', 'wait', 'held', 'parallel', 'as_first']
 
 # %% ../nbs/01_ranks.ipynb #78af902e
 import atexit, copy, gc, os, re
@@ -13,6 +13,7 @@ from contextlib import contextmanager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,7 +101,8 @@ def in_step() -> Iterator[None]:
         r = ranks()
         if not r.several or not (isinstance(e, dist.DistError) or _LOST.search(str(e))): raise
         raise DlmechError(f'rank {r.rank} of {r.world}: another rank has ended, or did not come within '
-                          f'{_patience():,.0f} s; its own last words say why ({_reason(e)})') from None
+                          f'{_patience():,.0f} s (DLMECH_PATIENCE); its own last words say why '
+                          f'({_reason(e)})') from None
 
 # %% ../nbs/01_ranks.ipynb #2d99ca65
 def mine(what: Sequence[T], r: Ranks|None = None # None: of this process
@@ -152,6 +154,47 @@ def collected(t: Tensor, owner: int # a rank
             if rank != owner: dist.recv(into, rank)
     return [b.view(t.dtype).reshape(s).to(t.device) for b, s in zip(there, shapes)]
 
+# %% ../nbs/01_ranks.ipynb #0939ef3a
+class Told(DlmechError):
+    "What went wrong on one rank, or between them, as all of them say it."
+
+def heard(value: T, wrong: Exception|None = None # what kept this rank from a value
+        ) -> list[T]:
+    """What each rank has to say of what it did by itself, on all of them, rank 0 first (ours).
+
+    Raises a `Told` on all of them for what went wrong on one."""
+    ours = '' if isinstance(wrong, DlmechError) else f'{type(wrong).__name__}: '
+    said = gathered((value, None if wrong is None else f'{ours}{wrong}'))
+    for rank, (_, why) in enumerate(said):
+        if why is not None: raise Told(f'rank {rank}: {why}') from wrong
+    return [v for v, _ in said]
+
+@contextmanager
+def telling() -> Iterator[None]:
+    "Around what each rank does by itself before all meet in a `heard`: who fails goes there, and tells it."
+    try: yield
+    except Told: raise
+    except Exception as e:
+        if not ranks().several: raise
+        heard(None, e)
+
+# %% ../nbs/01_ranks.ipynb #4c57a28d
+_times, _LONG = count(), timedelta(days=20)  # how often so far; the store counts milliseconds in 32 bits
+
+@contextmanager
+def _awaited(r: Ranks) -> Iterator[None]:
+    "Around what the first rank does by itself: the others leave when it has done, however long it takes."
+    store, n = dist.distributed_c10d._get_default_store(), next(_times)
+    begun, done = f'dlmech/{n}/begun', f'dlmech/{n}/done'
+    if r.first: store.set(begun, '')
+    try: yield
+    finally:
+        if r.first: store.set(done, '')
+    if r.first: return
+    with in_step():
+        store.wait([begun], timedelta(seconds=_patience()))
+        store.wait([done], _LONG)
+
 # %% ../nbs/01_ranks.ipynb #ebba051c
 def _said(f: Callable[[], Any]) -> list:
     "What `f()` gives, or the error that it ends with."
@@ -166,7 +209,7 @@ def agreed(f: Callable[[], T]) -> T:
     Raises what `f` does there: itself on the first rank, on the others as a `DlmechError`."""
     r = ranks()
     if not r.several: return f()
-    said = _said(f) if r.first else [None, None]
+    with _awaited(r): said = _said(f) if r.first else [None, None]
     wrong = said[1]
     sent = [said[0], None if wrong is None else (isinstance(wrong, ParameterError), _sentence(wrong))]
     with in_step(): dist.broadcast_object_list(sent, src=0)
@@ -211,11 +254,10 @@ def parallel(net: nn.Module # on its device; its modules stay as they are
             ) -> nn.Module:
     "What answers as `net` does, and averages gradients over the ranks; of one process `net` itself."
     r = ranks()
-    if not r.several: return net
-    from accelerate import Accelerator
+    if not r.several or not any(p.requires_grad for p in net.parameters()): return net
     if any(p.is_cuda for p in net.parameters()):
         net = nn.SyncBatchNorm.convert_sync_batchnorm(_same_tensors(net))
-    return Accelerator().prepare_model(net, device_placement=False)
+    return nn.parallel.DistributedDataParallel(net)
 
 def as_first(net: nn.Module) -> None:
     "Puts the first rank's weights and buffers into `net`. Raises a `DlmechError` if a rank has ended."

@@ -153,12 +153,38 @@ TIMES = {
     'bench-phases-avx2': (
         'The same by AVX2 in place of AVX-512',
         "On the same machine: torch's own kernels and oneDNN's convolutions were told not to use more."),
+    'bench-parts': (
+        'Where the time of phase 3 goes',
+        'Each step does what the one before it does, and one thing more; `adds` is what that adds, as a '
+        'share of the bare pass.'),
     'bench-limits': (
         "Near the machine's limits",
         "Operations, and the bytes that torch's calls read and write, whatever of it caches keep, are "
         'counted while each work runs; beside them the rates '
         'of a matrix product, of a convolution and of a copy, measured in turn with it. The figure is '
         'the roofline: how many operations a byte, how many a processor second.'),
+    'bench-limits-start': (
+        'Import',
+        "Processor seconds of `import dlmech` in a process of its own, beyond Python's own start."),
+    'bench-explore': (
+        'The explorer',
+        "A tick is a slider's new value, until the pictures that follow from it are ready: milliseconds of "
+        "the wall's clock and of the processor, median and 95th percentile; and seconds until a finished run "
+        'is open. The fields are made up.'),
+    'bench-null': (
+        'The null',
+        'A layer of made-up fields, of which a share `ones` is above the threshold: processor seconds '
+        'without a null and with it.'),
+    'bench-train': (
+        'Training (phase 1)',
+        'Images a second by memory format, number type, threads and batch, and as a share of the rate of a '
+        'matrix product of that type.'),
+    'bench-augment': (
+        'Augmentation, beside torchvision',
+        'A batch of CIFAR-10 in memory; `transforms.v2` draws once a call, so it is called image by image.'),
+    'bench-checks': (
+        'What it costs to compare a file with its manifest',
+        'Each kind of file, read with the comparison and without it, in turn; the least of all turns.'),
     'bench-peers-phase3': (
         'What every filter does (phase 3), beside other libraries',
         'The same network, images, layers and heads; answers agree up to `difference`. *Published '
@@ -179,7 +205,9 @@ TIMES = {
     'bench-peers-growth': (
         'How time and memory grow',
         'With the number of images N, of labels K, of filters in the first layer, and of layers, on '
-        'random weights and images.'),
+        'random weights and images. Where labels grow there are as many images for all K as the largest has '
+        'labels, so there, with one image a label, label means save nothing. Ours counts winners and finds '
+        'clusters as well; *fields alone* is what the others give.'),
     'bench-peers-slopes': (
         'The same as exponents',
         'Of processor seconds, of counted operations and of peak memory, against the size of each '
@@ -190,7 +218,10 @@ TIMES = {
         'computed; microseconds a filter and image.'),
     'afcc-latency': (
         'Dilution',
-        'How many times faster than the dense network, masked and cut out, for one image and for 256.')}
+        'How many times faster than the dense network, masked and cut out, for one image and for 256.'),
+    'bench-afcc': (
+        'Dilution, one way beside another',
+        'Forward passes on random weights.')}
 LEFT_OUT = 'agreement', 'run', 'arch', 'dataset', 'seed', 'whole'  # columns of no use beside others
 MANY = 16  # rows: a longer table is folded
 
@@ -237,7 +268,7 @@ def aims_of_phases(t: pd.DataFrame, where: str = '') -> list[Aim]:
     "Each row says its own."
     told = [(where + re.sub(r'^\(\w\) ', '', str(row.what)), str(row.aim).split(), row.ratio)
             for row in t.itertuples()]
-    return [(what, float(aim), ratio, sign == '>=') for what, (sign, aim), ratio in told]
+    return [(what, float(aim), ratio, sign.startswith('>')) for what, (sign, aim), ratio in told]
 
 
 def aims_of_phase3(t: pd.DataFrame) -> list[Aim]:
@@ -262,10 +293,12 @@ def aims_of_heads(t: pd.DataFrame) -> list[Aim]:
 
 
 def aims_of_growth(t: pd.DataFrame) -> list[Aim]:
-    "Memory with the most images."
-    last = t[t.images == t.images.max()].set_index('what').peak_mib
-    what = f'peak memory of an exact head, {t.images.max():,} images, as a share of that of {last.index[1]}'
-    return [(what, 1., last.iloc[0] / last.iloc[1], False)]
+    "Memory and loss with the most images, of each layer."
+    last, n = t[t.images == t.images.max()], f'{t.images.max():,} images'
+    return [(f'{what} of an exact head on {layer}, {n}, as a share of that of {rows.what.iloc[1]}', most,
+             rows[column].iloc[0] / rows[column].iloc[1], False)
+            for what, column, most in (('peak memory', 'peak_mib', 1.), ('loss', 'loss', 1.001))
+            for layer, rows in last.groupby('layer', sort=False)]
 
 
 def aims_of_limits(t: pd.DataFrame) -> list[Aim]:
@@ -276,9 +309,10 @@ def aims_of_limits(t: pd.DataFrame) -> list[Aim]:
 
 
 def aims_of_explorer(t: pd.DataFrame) -> list[Aim]:
-    "Few labels, and many."
-    return [(f'a tick of the explorer, {row.run}, 95th percentile of the wall, ms', most, row.filter_p95_ms,
-             False) for row, most in zip(t.itertuples(), (50., 100.))]
+    "Few labels, and many; each slider."
+    return [(f'a tick of the explorer, {row.run}, slider {s}, 95th percentile of the wall, ms', most,
+             getattr(row, f'{s}_p95_ms'), False)
+            for row, most in zip(t.itertuples(), (50., 100.)) for s in ('filter', 'threshold', 'image')]
 
 
 AIMS_OF = {

@@ -131,3 +131,21 @@ def find_chromium() -> str:
     path = shutil.which('chromium') or shutil.which('chromium-browser')
     if not path: pytest.skip('there is no chromium, so no browser opens the page')
     return path
+
+
+def small_notebook(folder: Path) -> Path:
+    "A notebook that has a file of results, and fails in a cell for seed 9 as long as there is a file `bad`."
+    import nbformat
+    cells = ["arch: str = 'vgg6'\nd: int = 2\nlayer: str = 'last'\nseed: int = 0\nruns: str = 'runs'", f"""
+from pathlib import Path
+print('begun')
+if seed == 9 and Path({str(folder/'bad')!r}).exists(): raise ValueError('no memory')
+at = Path(runs)/f'vgg6-digits-d2-fast-seed{{seed}}'
+at.mkdir(parents=True, exist_ok=True)
+(at/'found.json').write_text('{{"ninth": ' + str(seed/9) + '}}')"""]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in cells])
+    nb.cells[0].metadata['tags'] = ['parameters']
+    nb.metadata['kernelspec'] = dict(name='python3', display_name='python3', language='python')
+    nbformat.write(nb, folder/'small.ipynb')
+    (folder/'bad').touch()
+    return folder/'small.ipynb'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import dlmech
 from dlmech.batches import Batches
@@ -21,7 +21,7 @@ from dlmech.study.controls import start_control
 from dlmech.study.dynamics import snapshots
 from helpers import blobs, linked_net, small_net, TINY
 
-RUN = dict(TINY, labels=[0, 3, 7], layer=5)
+RUN = dict(TINY, layer=5)
 
 
 def without_norm(net: nn.Module) -> nn.Module:
@@ -46,8 +46,9 @@ def in_memory() -> dict[str, torch.Tensor]:
 
 def train_and_repair(folder: Path, data) -> dict[str, torch.Tensor]:
     "Phase 1 without BatchNorm and, as a run of its own, with it; a repair."
-    net, recipe = without_norm(dlmech.network('vgg6', 3, d=2)), get_recipe('fast', 'vgg6', data)
+    net, recipe = without_norm(dlmech.network('vgg6', data.K, d=2)), get_recipe('fast', 'vgg6', data)
     log = train(net, data, replace(recipe, epochs=1, batch=20), torch.device('cpu'))
+    assert not [m for m in net.modules() if 'forward' in vars(m)]  # nobody has put another one around it
     found = {f'trained-{k}': v for k, v in net.state_dict().items()}
     net, (x, y) = linked_net()
     m = dlmech.measure(net, (x, y), (x, y), layers=['3', '6'])
@@ -82,6 +83,13 @@ def controls_and_looks(folder: Path) -> dict[str, torch.Tensor]:
     return found | {f'pruned-{k}': v for k, v in small.state_dict().items()}
 
 
+class Unreadable(TensorDataset):
+    "Images of which the second process cannot read one, say because its disk is another."
+    def __getitem__(self, i):
+        if i == 15 and ranks().rank == 1: raise OSError('this disk cannot be read')
+        return super().__getitem__(i)
+
+
 def sentence(f: Callable) -> str:
     "What `f` ends with."
     try: return str(f())
@@ -95,22 +103,50 @@ def said() -> dict[str, list]:
     if r.first:
         with alone(): by_itself.append(success_rate(net, Batches(blobs(47, 4), 10)))
     loader = Accelerator().prepare(DataLoader(TensorDataset(*blobs(47, 4)), batch_size=10))
+    images = TensorDataset(*blobs(47, 4))
+    shards = {'sampler': DataLoader(images, 10, sampler=DistributedSampler(images)), 'prepared': loader}
+    asked = {name: lambda shard=shard: dlmech.measure(net, blobs(53, 4), shard)
+             for name, shard in shards.items()}
+    asked |= {'heads': lambda: dlmech.measure(net, shards['sampler'], blobs(53, 4)),
+              'training': lambda: Batches(loader).dealt(within=True),
+              'unread': lambda: success_rate(net, shards['sampler'])}
+    sharded = {name: gathered(sentence(f)) for name, f in asked.items()}
+    plain = dlmech.measure(net, blobs(53, 4), DataLoader(images, 10, shuffle=True))[1].fields
     wrong = sentence(lambda: agreed(lambda: 1 / 0))
     other = sentence(lambda: success_rate(net, Batches(blobs(40 + 10*r.rank, 4), 10)))
     rate = success_rate(net, Batches(blobs(47, 4), 10))
     return dict(rank=gathered(r.rank), by_itself=by_itself, rate=gathered(rate), wrong=gathered(wrong),
-                other=gathered(other), prepared=gathered(sum(len(y) for _, y in loader)))
+                other=gathered(other), sharded=sharded, plain=gathered(plain.sum().item()),
+                prepared=gathered(sum(len(y) for _, y in loader)))
+
+
+def met_by_one() -> dict[str, list]:
+    "What each rank says of an image that only one of them meets; and whether they are in step after each."
+    net, (x, y), test = small_net(), blobs(53, 4), blobs(47, 4, 1)
+    lost, unlike = x.clone(), y.clone()
+    lost[15], unlike[15] = torch.nan, 9   # in the second batch
+    asked = {f'{heads} heads': lambda heads=heads: dlmech.measure(net, (lost, y), test, heads=heads, batch=10)
+             for heads in ('exact', 'ridge')}
+    asked['label'] = lambda: dlmech.measure(net, test, (x, unlike), batch=10)
+    asked['file'] = lambda: success_rate(net, Batches(Unreadable(x, y), 10))
+    asked['loader'] = lambda: success_rate(net, DataLoader(Unreadable(x, y), 10))
+    return {what: [gathered(sentence(f)), gathered(success_rate(net, Batches(test, 10)))]
+            for what, f in asked.items()}
 
 
 def main(folder: Path, brief: bool = False):
     "All of it, or of several processes the measurements alone."
     run = dlmech.start(**RUN, runs=str(folder/'runs'))
     causal(dlmech.measure_run(run, [4, 5])[4], n=60)
-    found = in_memory() | keep_and_retrain() | ({} if brief else train_and_repair(folder, run.data))
+    few = dlmech.data('digits', labels=[0, 3, 7])
+    on_train = dlmech.start(**RUN, images='train', runs=str(folder/'runs'))
+    assert len(Batches(on_train.images, 250)) > 3  # as phase 3 takes them: a batch at least for each process
+    dlmech.measure_run(on_train, [4, 5])
+    found = in_memory() | keep_and_retrain() | ({} if brief else train_and_repair(folder, few))
     found |= {} if brief else controls_and_looks(folder)
     if ranks().several:
-        told = said()
-        agreed(lambda: write_json(folder/'said.json', told))
+        every = said() | dict(met_by_one=met_by_one())
+        agreed(lambda: write_json(folder/'said.json', every))
     agreed(lambda: write_tensors(folder/'found.safetensors', found))
 
 

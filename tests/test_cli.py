@@ -10,7 +10,7 @@ from dlmech.cli import finished_runs, main, notebook_of
 from dlmech.datasets import get_data
 from dlmech.parameters import Parameters
 from dlmech.run import DlmechWarning, progress, quietly
-from helpers import ENV, run, TOP, wait_for
+from helpers import ENV, run, small_notebook, TOP, wait_for
 
 SMALL = '--arch vgg6 --d 2 --epochs 1 --labels 0,3,7 --heads ridge'.split()
 NAME = 'vgg6-digits-labels0+3+7-d2-fast1-seed0-ridge'
@@ -212,7 +212,7 @@ def test_report_is_asked_for_what_the_options_say(small_run, monkeypatch, capsys
 
 def test_sweep_runs_the_file_where_it_is_told(monkeypatch, capsys):
     import pandas as pd
-    asked, table = [], pd.DataFrame(dict(K=[3]))
+    asked, table = [], pd.DataFrame(dict(K=[3], failed=['']))
     def run_sweep(file, on='local', workers=0):
         asked.append((str(file), on, workers))
         return table
@@ -221,6 +221,25 @@ def test_sweep_runs_the_file_where_it_is_told(monkeypatch, capsys):
     assert main(['sweep', 'my.yaml', '--on', 'dask://host:1', '--workers', '3']) == 0
     assert asked == [('my.yaml', 'local', 0), ('my.yaml', 'dask://host:1', 3)]
     assert capsys.readouterr().out == f'{table}\n' * 2
+
+
+def test_a_sweep_with_a_run_that_fails_ends_with_status_1(tmp_path):
+    "The other run is made, the table printed; once what was wrong is mended, the same command ends with 0."
+    small_notebook(tmp_path)
+    (tmp_path/'s.yaml').write_text('notebook: small.ipynb\nparameters: {arch: vgg6, d: 2}\n'
+                                   'cross: {seed: [9, 0]}\ntable: {found.json: [ninth]}\n')
+    command = *DLMECH, 'sweep', 's.yaml', '-q'
+    done = run(*command, '--workers', '2', cwd=tmp_path, env=ENV)
+    assert done.returncode == 1, done.stderr
+    _, failed, made = done.stdout.splitlines()
+    assert 'ValueError: no memory; ' in failed
+    assert 'small-failed.ipynb shows where' in failed
+    assert made.split()[-1] == '0.0'
+    (tmp_path/'bad').unlink()
+    done = run(*command, cwd=tmp_path, env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert 'failed.ipynb' not in done.stdout
+    assert not list(tmp_path.rglob('*-failed.ipynb'))
 
 
 def test_zoo_lists_what_there_is(capsys):

@@ -1,5 +1,5 @@
 "The file of a sweep, its plan, and executors that lose their workers; faults/test_workers.py kills some."
-import multiprocessing, os, signal, time
+import multiprocessing, os, shutil, signal, time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ import pandas as pd, pytest
 from dlmech.run import DlmechError, DlmechWarning, ParameterError, Parameters, write_csv, write_json
 from dlmech.study.sweeps import (in_executor, Lost, Place, place_for, plan_calls, Processes, read_results,
                                  read_sweep, run_at, run_sweep, RunCall, SweepFile, threads_of)
+from helpers import small_notebook
 
 GIVEN = dict(arch='vgg6', dataset='digits', d=2, epochs=1)
 pytestmark = pytest.mark.filterwarnings('ignore::dlmech.run.DlmechWarning')
@@ -85,9 +86,79 @@ def test_another_notebook_is_another_run(tmp_path):
     assert len(pd.read_csv(tmp_path/'runs'/'sweep-small.csv')) == 6
 
 
+@pytest.mark.parametrize('line', ['  heads: ridge', '  threshold: 0.4', '  seed: 1', '  layer: 2'])
+def test_what_is_no_longer_given_is_another_run(tmp_path, line):
+    "Its results stay in the table, and so do those of a table whose rows do not say all they were asked."
+    text = f'parameters:\n  arch: vgg6\n  d: 2\n  runs: RUNS\n{line}\ntable: {{layers.csv: [success_rate]}}\n'
+    calls = []
+    first = run_sweep(sweep_file(tmp_path, text), on=lambda: Pretending(calls=calls))
+    less = sweep_file(tmp_path, text.replace(f'{line}\n', ''))
+    second = run_sweep(less, on=lambda: Pretending(calls=calls))
+    assert len(calls) == 2
+    assert first.columns.drop(line.split(':')[0].strip()).tolist() == second.columns.tolist()
+    kept = pd.read_csv(tmp_path/'runs'/'sweep-small.csv')
+    assert (len(kept), kept.run.nunique()) == (2, 2)
+    run_sweep(less, on=lambda: pytest.fail('nothing is missing'))
+    run_sweep(sweep_file(tmp_path, text), on=lambda: pytest.fail('nothing is missing'))
+    path = tmp_path/'runs'/'sweep-small.csv'
+    write_csv(path, kept.drop(columns='run'))  # a table of before
+    run_sweep(less, on=lambda: Pretending(calls=calls))
+    assert (len(calls), len(pd.read_csv(path))) == (3, 3)
+
+
+def test_what_is_a_matter_of_the_machine_is_no_other_run(tmp_path):
+    run_sweep(sweep_file(tmp_path, SMALL), on=Pretending)
+    moved = sweep_file(tmp_path, SMALL.replace('epochs: 1', f'epochs: 1, device: cpu, root: {tmp_path}'))
+    assert len(run_sweep(moved, on=lambda: pytest.fail('nothing is missing'))) == 3
+
+
+def write_runs(file: Path) -> list[Path]:
+    "What a phase 3 leaves behind of each run of the sweep, as far as a table asks for it; the runs' folders."
+    runs = [run_at(Parameters(**call.params)) for _, call in plan_calls(read_sweep(file))]
+    for run in runs:
+        write_json(run.file('config.json'), dict(layers=['a']))
+        seed = run.params.seed
+        found = dict(layer=[1], success_rate=[seed/10], snr=[seed/2 if seed else None])
+        write_csv(run.file('layers.csv'), pd.DataFrame(found))
+        write_csv(run.file('train.csv'), pd.DataFrame(dict(loss=[seed + 1])))
+    return [run.path for run in runs]
+
+
+def test_a_column_that_is_asked_for_later_is_read_from_the_runs(tmp_path):
+    run_sweep(sweep_file(tmp_path, SMALL), on=Pretending)
+    more = sweep_file(tmp_path, SMALL.replace('_rate]', '_rate, snr]'))
+    path = tmp_path/'runs'/'sweep-small.csv'
+    folders = write_runs(more)
+    table = run_sweep(more, on=lambda: pytest.fail('nothing is missing'))
+    assert table.columns.tolist()[-3:] == ['success_rate', 'snr', 'failed']
+    assert table.snr.fillna(-1).tolist() == [1, -1, .5]  # a ratio that is none is no column that is lacking
+    assert table.success_rate.tolist() == [.2, 0, .1]
+    written, changed = path.read_bytes(), path.stat().st_mtime_ns
+    assert run_sweep(more, on=pytest.fail).equals(table)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (written, changed)
+    wrong = sweep_file(tmp_path, SMALL.replace('_rate]', '_rate, sr]'))
+    with pytest.raises(ParameterError, match="table: layers.csv: there is no 'sr'"): run_sweep(wrong)
+    assert path.read_bytes() == written
+    calls, loss = [], sweep_file(tmp_path, SMALL.replace('_rate]', '_rate]\n  train.csv: [loss]').replace(
+        'table: {layers.csv', 'table:\n  layers.csv').replace('[loss]}', '[loss]'))
+    shutil.rmtree(folders[2])
+    table = run_sweep(loss, on=lambda: Pretending(calls=calls))
+    assert calls == [1]  # whose folder is gone
+    assert table.loss.tolist()[:2] == [3, 1]
+    assert (table.failed == '').all()
+
+
+def test_a_default_that_is_given_later_is_the_same_run(tmp_path):
+    run_sweep(sweep_file(tmp_path, SMALL), on=Pretending)
+    same = sweep_file(tmp_path, SMALL.replace('epochs: 1', 'epochs: 1, heads: exact'))
+    assert run_sweep(same, on=lambda: pytest.fail('nothing is missing')).heads.tolist() == ['exact'] * 3
+    run_sweep(sweep_file(tmp_path, SMALL + 'notebook: 02_probe\n'), on=Pretending)
+    assert pd.read_csv(tmp_path/'runs'/'sweep-small.csv').heads.dropna().tolist() == ['exact'] * 3
+
+
 def test_what_is_lost_too_often_is_named_and_the_rest_goes_on(tmp_path):
     file, calls = sweep_file(tmp_path, SMALL + 'tries: 2\n'), []
-    with pytest.warns(DlmechWarning, match="seed': 0.*is run again, as its worker was lost .*killed"):
+    with pytest.warns(DlmechWarning, match="seed0 .*is run again, as its worker was lost .*killed"):
         table = run_sweep(file, on=lambda: Pretending(lose=[0, 0, 0], calls=calls))
     assert sorted(calls) == [0, 0, 1, 2]
     assert table.failed[1].startswith('its worker was lost 2 times; the last time: Lost: killed')
@@ -204,7 +275,9 @@ def test_paths_mean_the_same_elsewhere(tmp_path, monkeypatch):
     ('parameters: {seed: 1}\ncross: {seed: [1]}', 'seed: it may be given once'),
     ('rows: [{runs: a}, {runs: b}]', 'runs: it may be given once'),
     ('cross: {seed: [1, 1]}', "sweep: {'seed': 1} is there twice"),
+    ('rows: [{arch: vgg6}, {arch: vgg6, d: 32}]', "sweep: {'arch': 'vgg6', 'd': ''} is there twice"),
     ('cross: {seed: []}', 'sweep: there is no run'),
+    ('table: {a.csv: [run]}', 'table: run is a column already'),
     ('cross: {layer: [1]}\ntable: {layers.csv: [layer]}', 'table: layer is a column already'),
 ])
 def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, monkeypatch, text, said):
@@ -255,3 +328,22 @@ def test_results_are_those_of_the_layer_that_was_asked_for(tmp_path):
         read_results(call.params, {'probe.csv': []})
     with pytest.raises(ParameterError, match="table: train.csv: there is no 'los'; it may be loss"):
         read_results(call.params, {'train.csv': ['los']})
+
+
+# ---- a run that fails
+
+def test_the_notebook_of_a_run_that_fails_is_kept_until_the_run_succeeds(tmp_path):
+    params, out = dict(seed=9, runs=str(tmp_path/'runs')), tmp_path/'runs'/'small.ipynb'
+    call = RunCall(str(small_notebook(tmp_path)), params, str(out), 'builtins:dict')
+    failed = out.with_name('small-failed.ipynb')
+    with pytest.raises(DlmechError) as e: call.do()
+    assert str(e.value) == f'ValueError: no memory; {failed} shows where'
+    assert [p.name for p in out.parent.iterdir()] == [failed.name]
+    said = failed.read_text()
+    assert 'begun' in said
+    assert 'ValueError' in said
+    (tmp_path/'bad').unlink()
+    assert call.do() == params
+    assert sorted(p.name for p in out.parent.iterdir()) == ['small.ipynb', 'vgg6-digits-d2-fast-seed9']
+    with pytest.raises(ParameterError, match='notebook: there is no'): RunCall('none', {}, str(out), '').do()
+    assert not failed.exists()

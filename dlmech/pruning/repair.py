@@ -21,6 +21,7 @@ from ..batches import as_set, Batches, UnitColours
 from ..datasets import FileSet, ImageSet
 from ..layers import check_takes, evaluating
 from ..measurement import split_off
+from ..probe import check_met, check_same_images
 from .afcc import Diluted
 from .links import (added_to, gain_of, graph_of, Link, links, merged, modules_of,
                                   norm_behind, WEIGHTED)
@@ -358,9 +359,11 @@ def calibration(data: Any, images: int|None, seed: int = 0) -> tuple[Any, Any]:
 
 def calibration_batches(data: Any, images: int|None, device: Any, seed: int = 0, batch: int = 250
                         ) -> tuple[list, list]:
-    "The two as batches of images and labels."
-    fit, valid = (list(Batches(part, batch, device)) for part in calibration(data, images, seed))
-    return fit, valid
+    """The two as batches of images and labels. Raises a `DlmechError` if several processes were given
+    different images."""
+    fit, valid = (Batches(part, batch, device) for part in calibration(data, images, seed))
+    for part in (fit, valid): check_same_images(part, len(part.data))
+    return list(fit), list(valid)
 
 # %% ../../nbs/04_repair.ipynb #0e6a5b7d
 def _whole_of(net: nn.Module, d: Diluted) -> nn.Module:
@@ -396,7 +399,9 @@ def repair_on(net: nn.Module, d: Diluted, fit: list, valid: list, # batches to s
     if twice := [n.target for i, n in enumerate(readers) if n.target in [m.target for m in readers[:i]]]:
         raise DlmechError(f'repair: {twice[0]} is called more than once, and no solve serves all its calls')
     put_streams_first(graph, modules, readers)
+    images, sets = lambda sets: sum(len(y) for part in sets for _, y in part), (fit, valid)
     fit, valid = mine(fit), mine(valid)  # of several processes each sums over its own batches
+    check_met(images((fit, valid)), images(sets))
     with evaluating(net), evaluating(pruned):
         sides = [_Sides(net, pruned, graph, batches) for batches in (fit, valid)]
         for node in readers:

@@ -13,9 +13,10 @@ from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,24 @@ from ..ranks import lone_environment
 from ..run import (base, check_int, check_parameters, check_path, DlmechError, DlmechWarning, get_device,
                         in_words, logger, notebooks_folder, one_of, PACKAGE, ParameterError, Parameters,
                         read_csv, read_json, Run, run_name, shown, whole)
-from .study import arrange_rows, describe_error, Ended, key_of, Study
+from .study import arrange_rows, describe_error, Ended, key_of, put_row, read_texts, Study
+
+# %% ../../nbs/05_sweeps.ipynb #f405085b
+def _kernel_died(e: Exception) -> bool: return type(e).__name__ == 'DeadKernelError'  # nbclient's
+
+@contextmanager
+def _kept(written: Path, # by papermill, whether a cell failed or not
+          out: str|Path  # where it will be, if none did
+         ) -> Iterator[None]:
+    "Keeps what an error left as `…-failed.ipynb`, and names it; a success takes that away."
+    failed = Path(out).with_name(f'{Path(out).stem}-failed.ipynb')
+    try: yield
+    except Exception as e:
+        if not written.is_file(): raise
+        written.replace(failed)
+        if _kernel_died(e): raise
+        raise DlmechError(f'{describe_error(e)}; {failed} shows where') from e
+    failed.unlink(missing_ok=True)
 
 # %% ../../nbs/05_sweeps.ipynb #981dc69c
 @dataclass(frozen=True)
@@ -37,19 +55,20 @@ class RunCall:
     "A run to be made: a notebook by papermill, and then a function of its parameters that gives its row."
     notebook: str         # one of dlmech's, by name, or a path
     params: dict          # what papermill sets
-    out: str              # where the notebook is kept as papermill leaves it
+    out: str              # where the notebook is kept as papermill leaves it; …-failed.ipynb if a cell fails
     then: str             # the function, as 'module:name'
     args: tuple | list = ()  # what the function gets besides the parameters
 
     def do(self) -> dict:
-        "Runs the notebook here, which may take hours; the row. Raises what papermill raises."
-        import papermill
-        with whole(self.out) as out:
-            papermill.execute_notebook(notebook_path(self.notebook), out, self.params, progress_bar=False,
-                                       kernel_name='python3',
-                                       request_save_on_cell_execute=False)  # once, at the end, is enough
+        "Runs the notebook here, which may take hours; the row. Raises a `DlmechError` if a cell fails."
+        with whole(self.out) as out, _kept(out, self.out): self._execute(out)
         module, _, name = self.then.partition(':')
         return getattr(import_module(module), name)(self.params, *self.args)
+    def _execute(self, out: Path) -> None:
+        import papermill
+        papermill.execute_notebook(notebook_path(self.notebook), out, self.params, progress_bar=False,
+                                   kernel_name='python3',
+                                   request_save_on_cell_execute=False)  # once, at the end, is enough
 
 def notebook_path(notebook: str) -> Path:
     "Where that notebook is. Raises a `ParameterError` for one that there is not."
@@ -79,7 +98,7 @@ def answer_call() -> None:
     try: row = RunCall(**json.loads(sys.argv[1])).do()
     except Exception as e:
         why = describe_error(e)
-        if type(e).__name__ == 'DeadKernelError': raise SystemExit(why) from None
+        if _kernel_died(e): raise SystemExit(why) from None
     with answer: json.dump([row, why], answer)
 
 # %% ../../nbs/05_sweeps.ipynb #39485db4
@@ -412,9 +431,18 @@ def _check_table(s: SweepFile, given: Sequence[str]) -> None:
     if wrong := [name for name in s.table if not re.fullmatch(r'[\w.-]+\.(csv|json)', name)]:
         raise ParameterError(f'table: {shown(wrong[0])} is not possible; it may be a file of the run, as '
                              'layers.csv or config.json')
-    names = ['notebook', *given, 'failed', *itertools.chain(*s.table.values())]
+    names = ['notebook', 'run', *given, 'failed', *itertools.chain(*s.table.values())]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ParameterError(f'table: {twice[0]} is a column already')
+
+# %% ../../nbs/05_sweeps.ipynb #a0be772f
+_KEY = 'notebook', 'run'  # the columns that a row is known by
+
+def _key(call: RunCall) -> dict[str, str]:
+    "What a row is known by: the notebook, and the run's name with a digest of all parameters, given or not."
+    asked = {k: v for k, v in call.params.items() if k not in _OF_MACHINE}
+    digest = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    return dict(notebook=call.notebook, run=f'{run_name(Parameters(**call.params))} #{digest}')
 
 def plan_calls(s: SweepFile) -> list[tuple[dict, RunCall]]:
     "What is given of each run, and its call. Raises a `ParameterError` for what cannot be."
@@ -427,9 +455,40 @@ def plan_calls(s: SweepFile) -> list[tuple[dict, RunCall]]:
         of = re.sub(r'[^\w.]', '-', f'-layer-{p.layer}') if 'layer' in row else ''
         out = run_at(p).tables/f'{Path(name).stem}{of}.ipynb'
         params = {k: v for k, v in asdict(p).items() if k in defaults}
-        key = dict(notebook=name) | {k: v for k, v in row.items() if k not in _OF_MACHINE}
-        calls.append((key, RunCall(name, params, str(out), 'dlmech.study.sweeps:read_results', [s.table])))
+        given = dict(notebook=name) | {k: v for k, v in row.items() if k not in _OF_MACHINE}
+        calls.append((given, RunCall(name, params, str(out), 'dlmech.study.sweeps:read_results', [s.table])))
+    times = Counter(_key(call)['run'] for _, call in calls)
+    if again := [row for row, (_, call) in zip(rows, calls) if times[_key(call)['run']] > 1]:
+        raise ParameterError(f'sweep: {shown(again[0])} is there twice, with what is not given filled in')
     return calls
+
+# %% ../../nbs/05_sweeps.ipynb #988760c1
+_Plan = dict[str, tuple[dict, RunCall]]  # by a run's name in the key: what is given of it, and its call
+
+def _told(row: dict) -> dict:
+    "The row, with a text for numbers that are none: nothing at all means that a column was not asked for."
+    return {name: 'nan' if value is None or value != value else value for name, value in row.items()}
+
+def _in_place(keys: list[dict], of: _Plan, place: Place, tries: int) -> Ended:
+    "The runs of these keys as they end, with what is given of each."
+    with closing(in_executor([(key, of[key['run']][1]) for key in keys], place, tries)) as ended:
+        for key, row, why in ended: yield key, of[key['run']][0] | _told(row), why
+
+# %% ../../nbs/05_sweeps.ipynb #1337c102
+def _read_again(study: Study, of: _Plan, table: dict[str, list[str]]) -> None:
+    """Reads what finished rows lack from their runs; where a run has no such file, its row has failed.
+
+    Raises a `ParameterError` for a column that a file has not."""
+    columns = list(itertools.chain(*table.values()))
+    for old in read_texts(study.path).to_dict('records'):
+        given, call = of.get(old.get('run', ''), ({}, None))
+        if not call or old.get('failed') or old['notebook'] != given['notebook']: continue
+        lacks, names, row, why = not all(map(old.get, columns)), list(given), {}, ''
+        if not lacks and key_of(old, names) == key_of(given, names): continue
+        try: row = _told(read_results(call.params, table)) if lacks else {}
+        except ParameterError: raise
+        except DlmechError as e: why = describe_error(e)
+        put_row(study.path, old | given | row | dict(failed=why), _KEY, 'failed')
 
 # %% ../../nbs/05_sweeps.ipynb #2639c992
 def run_sweep(file: str|Path,                            # a YAML file
@@ -444,12 +503,12 @@ def run_sweep(file: str|Path,                            # a YAML file
     s = read_sweep(path)
     calls = plan_calls(s)
     runs = Path(calls[0][1].params['runs'])
-    names = list(calls[0][0])
-    of = {key_of(key, names): call for key, call in calls}
-    study = Study(runs/f'sweep-{path.stem}.csv', [key for key, _ in calls],
-                  lambda key: of[key_of(key, names)].do(), failed='failed')
+    of = {_key(call)['run']: (given, call) for given, call in calls}
+    study = Study(runs/f'sweep-{path.stem}.csv', [_key(call) for _, call in calls],
+                  lambda key: of[key['run']][0] | of[key['run']][1].do(), failed='failed')
+    _read_again(study, of, s.table)
     if study.missing:
         with place_for(on, workers, runs/f'sweep-{path.stem}-jobs', s.slurm) as place:
-            study.fill(lambda keys: in_executor([(k, of[key_of(k, names)]) for k in keys], place, s.tries))
-    arrange_rows(study.path, study.rows, names)
-    return study.table()
+            study.fill(lambda keys: _in_place(keys, of, place, s.tries))
+    arrange_rows(study.path, study.rows, _KEY)
+    return study.table().reindex(columns=[*calls[0][0], *itertools.chain(*s.table.values()), 'failed'])

@@ -1,4 +1,5 @@
-"One process of several is killed within a run: torchrun ends the others, and the same command goes on."
+"""One process of several is killed within a run: torchrun ends the others, and the same command goes on. The
+first may work for longer than the others wait for it to come."""
 import sys
 
 import pytest
@@ -18,6 +19,16 @@ if os.environ['RANK'] == '1' and sys.argv[2] != 'nothing':
     kill_after(1, *f'dlmech.{sys.argv[2]}'.rsplit('.', 1))
 dlmech.measure_run(dlmech.start(**{asked}, runs=sys.argv[1]))
 '''
+PATIENT = """
+import time
+from dlmech.ranks import agreed, ranks
+assert agreed(lambda: time.sleep(20) or ranks().world) == 1
+print('together')
+if ranks().first: time.sleep(20)
+agreed(lambda: None)
+"""
+LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+ON_CPU = {**ENV, 'ACCELERATE_USE_CPU': 'true'}
 
 
 @pytest.mark.slow
@@ -25,15 +36,23 @@ dlmech.measure_run(dlmech.start(**{asked}, runs=sys.argv[1]))
 def test_the_others_end_and_the_run_goes_on(after, tmp_path):
     script, runs = tmp_path/'script.py', tmp_path/'runs'
     script.write_text(CODE.replace('{asked}', repr(ASKED)))
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-    command, on_cpu = [*launch, script, runs], {**ENV, 'ACCELERATE_USE_CPU': 'true'}
-    done = run(*command, after, env=on_cpu, timeout=900)
+    command = [*LAUNCH, script, runs]
+    done = run(*command, after, env=ON_CPU, timeout=900)
     assert done.returncode == 1
     assert 'Signal 9 (SIGKILL)' in done.stderr, done.stderr
     there = dlmech.start(**ASKED, runs=str(runs))
     assert missing_layers(there, [5]) == [5]
-    done = run(*command, 'nothing', env=on_cpu, timeout=900)
+    done = run(*command, 'nothing', env=ON_CPU, timeout=900)
     assert done.returncode == 0, done.stderr
     assert missing_layers(there, [5]) == []
     assert read_json(there.file('config.json'))['arch'] == 'vgg6'
     assert len(dlmech.open(there.path)) == 1
+
+
+@pytest.mark.slow
+def test_the_first_is_waited_for_while_it_works_and_not_where_it_does_not_come(tmp_path):
+    (tmp_path/'script.py').write_text(PATIENT)
+    done = run(*LAUNCH, tmp_path/'script.py', env=ON_CPU | dict(DLMECH_PATIENCE='15'))
+    assert done.returncode == 1
+    assert done.stdout.count('together') == 2
+    assert 'rank 1 of 2: another rank has ended, or did not come within 15 s (DLMECH_PATIENCE)' in done.stderr
