@@ -223,7 +223,7 @@ def ratio_figure(table: pd.DataFrame):
                  padding=2)
     ax.axvline(1, color='k', lw=.8)
     ax.set_yticks(y, names if texts else y)
-    ax.set(xscale='log')
+    if table['ratio'].max() > 3 * table['ratio'].min(): ax.set(xscale='log')   # else its ticks overlap
     ax.margins(x=.15)
     ax.set_xlabel('ratio', fontsize=TEXT)
     ax.tick_params(labelsize=TEXT)
