@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGES', 'LABELS', 'CHANNELS', 'images_and_labels', 'as_labels', 'as_images', 'AnySet', 'UnitColours', 'names_in',
            'as_set', 'Share', 'Batches', 'check_labels_fit', 'EveryNth', 'dealt', 'dealt_within', 'check_dealt',
-           'Fingerprint', 'fingerprint']
+           'check_same_images', 'check_met', 'Fingerprint', 'fingerprint']
 
 # %% ../nbs/01_batches.ipynb #7374b158
 import copy, os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -333,8 +333,22 @@ def _check_read(left: int) -> None:
     raise DlmechError(f'{left} batches have no image that this process can read; several train together only '
                       'where each can read a part of every batch')
 
+# %% ../nbs/01_batches.ipynb #4b8b2524
+class _Passes(_Reading):
+    "What it is to go through a set."
+    own: bool
+    K: int
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        sizes = iter(self.share.sizes(self.order()) if self.share.within else [])
+        with self.share.telling():
+            for x, y in self.of_own_set() if self.own else self.of_any_set():
+                if self.K: check_labels_fit(y, self.K)
+                self.of = next(sizes, len(y))  # images of the whole batch that this is a part of
+                yield x, y
+            _check_read(len(list(sizes)))
+
 # %% ../nbs/01_batches.ipynb #0ff2c402
-class Batches(_Reading):
+class Batches(_Passes):
     """Batches `(x, y)` of any labelled data on a device: x (B, C, H, W) float32, or what else the network
     takes, y (B,) int64.
 
@@ -356,14 +370,6 @@ class Batches(_Reading):
         self.augment, self.seed, self.K, self.unit = Augment(shift, flip, cutout), seed, K, self.set.unit
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.epoch, self.numbers, self.share, self.of = 0, torch.empty(0, dtype=torch.int64), Share(), 0
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        sizes = iter(self.share.sizes(self.order()) if self.share.within else [])
-        with self.share.telling():
-            for x, y in self.of_own_set() if self.own else self.of_any_set():
-                if self.K: check_labels_fit(y, self.K)
-                self.of = next(sizes, len(y))  # images of the whole batch that this is a part of
-                yield x, y
-            _check_read(len(list(sizes)))
 
 # %% ../nbs/01_batches.ipynb #bed1d5df
 def check_labels_fit(y: Tensor, K: int) -> None:
@@ -426,6 +432,41 @@ def check_dealt(n: int,       # images that this rank has met
     if met == promised == there and all_there == there * world: return
     raise DlmechError(f'the {world} processes have met {int(met):,} images, of {there:,} that this one '
                       'knows; they must all have the same data, in the same order')
+
+# %% ../nbs/01_batches.ipynb #8ff5f388
+def _look(batches: Iterable) -> tuple[Tensor, Tensor|None]: # (B,), (B,)
+    "The labels of the first batch, and the mean of each image; None if images are others each time."
+    x, y = next(iter(batches))
+    again = x if getattr(batches, 'own', False) else next(iter(batches))[0]  # ours vary by a seed
+    mean = x.reshape(len(x), -1).mean(1, dtype=torch.float64).cpu()
+    return y.cpu(), mean if x.shape == again.shape and torch.equal(x, again) else None
+
+def check_same_images(batches: Iterable, # (x, y), as this rank was given them
+                      also: Any = None   # what else must be the same, as their number
+                     ) -> None:
+    """Raises a `DlmechError` on every rank if the first batches that they were given are not the same; of one
+    process, never."""
+    if not ranks().several: return
+    with telling(): seen = also, *_look(batches)
+    said = heard(seen)
+    first, labels, means = said[0]
+    near = lambda a, b: a is None or b is None or torch.allclose(a, b, 1e-9, 1e-9)
+    if all(o == first and labels.equal(y) and near(means, m) for o, y, m in said): return
+    raise DlmechError(f'the {ranks().world} processes were given different images, and what they add up '
+                      'would be of none of their sets; they must all have the same data, in the same order, '
+                      'and no loader that was dealt already')
+
+# %% ../nbs/01_batches.ipynb #21778cca
+def check_met(n: int,     # images that this rank has taken
+              there: int  # images that there are
+             ) -> None:
+    "Raises a `DlmechError` on every rank if what they have taken does not add up to what there is."
+    r, said = ranks(), heard((n, there))
+    met, every = sum(n for n, _ in said), {there for _, there in said}
+    if r.several and every != {met}:
+        raise DlmechError(f'the {r.world} processes have met {met:,} images, of '
+                          f'{" or ".join(f"{n:,}" for n in sorted(every))} that they know; they must all '
+                          'have the same data, in the same order')
 
 # %% ../nbs/01_batches.ipynb #e7fb563d
 _SKETCH = 512  # numbers that a fingerprint keeps

@@ -25,12 +25,12 @@ from torch import nn, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .batches import as_set, Batches, UnitColours
+from .batches import as_set, Batches, check_met, check_same_images, UnitColours
 from .figures import TEXT
 from .filter import CHUNK, LabelSums
 from .layers import answer_of, chosen_tensor, evaluating, LayerName, tensors_in
 from .measurement import FiledLayer, LayerMeasurement, Measurement, own_head, RunSource
-from .probe import check_met, check_same_images, PENALTIES, RIDGE_INPUTS, ridge_solve
+from .probe import PENALTIES, RIDGE_INPUTS, ridge_solve
 from .ranks import agreed, gathered, mine, ranks, summed
 from .run import (check_int, clusters_of, DlmechError, generator, PACKAGE, progress, read_csv,
                         read_tensors, write_csv, write_tensors)

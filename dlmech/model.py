@@ -26,6 +26,7 @@ from torch.optim import Optimizer, SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+# %% ../nbs/01_model.ipynb #5a52edcc
 from .arch import (check_arch, get_model, layers_of, normal_in, NORMALS, PLANS, put_weights,
                          read_normal, shortcut_in, SMALL_RESNETS, SmallResNet, translated, weights_file)
 from .batches import Batches, check_dealt, dealt

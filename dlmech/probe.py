@@ -7,9 +7,9 @@ __all__ = ['FACTS', 'WEIGHT_DECAY', 'GRADIENT', 'EVALUATIONS', 'HISTORY', 'CERTA
            'NEAR', 'HEAD_BYTES', 'PASS_BYTES', 'HEAD_IMAGES', 'PAPER', 'RIDGE_INPUTS', 'PENALTIES', 'Heads', 'heads_of',
            'joined', 'layer_shapes', 'head_success', 'centred', 'centred_heads', 'head_facts', 'not_finite', 'Maps',
            'objective', 'curvature_root', 'Unknowns', 'Descent', 'Curvature', 'conjugate', 'solve_head', 'groups',
-           'cached_maps', 'check_same_images', 'check_met', 'exact_heads', 'ProbeRecipe', 'head_optimizer',
-           'heads_purpose', 'train_heads', 'check_ridge', 'ridge_solve', 'ridge_heads', 'merge_rows', 'origin',
-           'fit_heads', 'probe_table', 'read_head', 'read_heads', 'write_heads', 'has_head', 'drop_rows', 'heads_for']
+           'cached_maps', 'exact_heads', 'ProbeRecipe', 'head_optimizer', 'heads_purpose', 'train_heads', 'check_ridge',
+           'ridge_solve', 'ridge_heads', 'merge_rows', 'origin', 'fit_heads', 'probe_table', 'read_head', 'read_heads',
+           'write_heads', 'has_head', 'drop_rows', 'heads_for']
 
 # %% ../nbs/02_probe.ipynb #d773d084
 import copy, json, math
@@ -22,7 +22,7 @@ import pandas as pd, torch, torch.nn.functional as F
 from torch import nn, Tensor
 from torch.optim import LBFGS, Optimizer, SGD
 
-from .batches import Batches, check_dealt, dealt, dealt_within
+from .batches import Batches, check_dealt, check_same_images, dealt, dealt_within
 from .model import (BatchLoss, load_checkpoint, new_model, save_checkpoint, shared_loss, train_epoch,
                           train_or_load)
 from .pace import mixed
@@ -486,41 +486,6 @@ def _in_turn(batches: Any, copies: int, most: int) -> Iterator[tuple[int, Tensor
             before, n = before + sum(sizes), n + sizes[r.rank]
         else: return
         check_dealt(n, own)
-
-# %% ../nbs/02_probe.ipynb #8ff5f388
-def _look(batches: Iterable) -> tuple[Tensor, Tensor|None]: # (B,), (B,)
-    "The labels of the first batch, and the mean of each image; None if images are others each time."
-    x, y = next(iter(batches))
-    again = x if getattr(batches, 'own', False) else next(iter(batches))[0]  # ours vary by a seed
-    mean = x.reshape(len(x), -1).mean(1, dtype=torch.float64).cpu()
-    return y.cpu(), mean if x.shape == again.shape and torch.equal(x, again) else None
-
-def check_same_images(batches: Iterable, # (x, y), as this rank was given them
-                      also: Any = None   # what else must be the same, as their number
-                     ) -> None:
-    """Raises a `DlmechError` on every rank if the first batches that they were given are not the same; of one
-    process, never."""
-    if not ranks().several: return
-    with telling(): seen = also, *_look(batches)
-    said = heard(seen)
-    first, labels, means = said[0]
-    near = lambda a, b: a is None or b is None or torch.allclose(a, b, 1e-9, 1e-9)
-    if all(o == first and labels.equal(y) and near(means, m) for o, y, m in said): return
-    raise DlmechError(f'the {ranks().world} processes were given different images, and what they add up '
-                      'would be of none of their sets; they must all have the same data, in the same order, '
-                      'and no loader that was dealt already')
-
-# %% ../nbs/02_probe.ipynb #21778cca
-def check_met(n: int,     # images that this rank has taken
-              there: int  # images that there are
-             ) -> None:
-    "Raises a `DlmechError` on every rank if what they have taken does not add up to what there is."
-    r, said = ranks(), heard((n, there))
-    met, every = sum(n for n, _ in said), {there for _, there in said}
-    if r.several and every != {met}:
-        raise DlmechError(f'the {r.world} processes have met {met:,} images, of '
-                          f'{" or ".join(f"{n:,}" for n in sorted(every))} that they know; they must all '
-                          'have the same data, in the same order')
 
 # %% ../nbs/02_probe.ipynb #14129e00
 @torch.no_grad()

@@ -17,11 +17,10 @@ import pandas as pd, torch, torch.nn.functional as F
 from torch import fx, nn, Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..batches import as_set, Batches, UnitColours
+from ..batches import as_set, Batches, check_met, check_same_images, UnitColours
 from ..datasets import FileSet, ImageSet
 from ..layers import check_takes, evaluating
 from ..measurement import split_off
-from ..probe import check_met, check_same_images
 from .afcc import Diluted
 from .links import (added_to, gain_of, graph_of, Link, links, merged, modules_of,
                                   norm_behind, WEIGHTED)
